@@ -1,0 +1,190 @@
+"""The ClientApp: thin handlers, decode -> work -> encode.
+
+The same app runs in the in-process engine, in Flower's Ray simulation and in a real
+federation. What a process keeps between messages (open sites, one resident model a
+study, prepared views) is a cache: losing it changes no number.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from client.evaluation import Scores, predict
+from client.site import VIEW_CACHE_BYTES, Site
+from client.training import FitSeed, LocalFit
+from client.vault.view import ViewCache
+from common import protocol
+from common.errors import FedwardError, ProtocolError, VaultError
+from common.metrics import Counts, Layout, Moments, Reference
+from common.models import build
+from common.randomness import seed_for
+from common.study import Study
+from common.weights import Weights, digest, restore, state_of
+
+logger = logging.getLogger("fedward.client")
+
+Locate = Callable[[Context], Path]
+_OPEN_SITES = 64
+
+
+class Resident:
+    """One process's caches, shared by all the sites it plays."""
+
+    def __init__(self) -> None:
+        self.views = ViewCache(VIEW_CACHE_BYTES)
+        self._sites: OrderedDict[Path, Site] = OrderedDict()
+        self._models: OrderedDict[tuple[str, str], nn.Module] = OrderedDict()
+        self._scores: OrderedDict[tuple[Path, str, str, str], Scores] = OrderedDict()
+
+    def site(self, directory: Path) -> Site:
+        """The opened site; the least recently used one is closed when many are open."""
+        site = self._sites.pop(directory, None) or Site.open(directory, self.views)
+        self._sites[directory] = site
+        if len(self._sites) > _OPEN_SITES:
+            self._sites.popitem(last=False)[1].close()
+        return site
+
+    def model(self, study: Study, device: torch.device) -> nn.Module:
+        """A model for ``study`` on ``device``, built once and restored in place for every message."""
+        key = (study.model.model_dump_json() + study.image.model_dump_json() + str(study.outputs), str(device))
+        model = self._models.pop(key, None)
+        if model is None:
+            model = build(study, seed_for(study.seed, 0, "weights")).to(device)
+            if device.type == "cuda":
+                model = model.to(memory_format=torch.channels_last)
+        self._models[key] = model
+        if len(self._models) > 2:
+            self._models.popitem(last=False)
+        return model
+
+    def scores(self, site: Site, study: Study, split: str, weights: Weights) -> Scores:
+        """Scores on ``split``, remembered for the second pass over the same weights."""
+        key = (site.directory, study.hash, split, digest(weights))
+        found = self._scores.pop(key, None)
+        if found is None:
+            model = self.model(study, site.device)
+            restore(model, weights)
+            found = predict(model, site.view(study, split), study)  # type: ignore[arg-type]
+        self._scores[key] = found
+        if len(self._scores) > 16:
+            self._scores.popitem(last=False)
+        return found
+
+    def close(self) -> None:
+        for site in self._sites.values():
+            site.close()
+        self._sites.clear()
+
+
+def survey(request: protocol.SurveyRequest, site: Site) -> protocol.SurveyReply:
+    return protocol.SurveyReply(site.alias, site.images(request.task.study))
+
+
+def train(request: protocol.TrainRequest, site: Site, resident: Resident) -> protocol.TrainReply:
+    started = time.perf_counter()
+    task, study = request.task, request.task.study
+    view = site.require(study, "train")
+    model = resident.model(study, site.device)
+    restore(model, request.weights)
+    fit = LocalFit(model, view, study, FitSeed(study.seed, task.repeat, site.alias, task.round)).run()
+    seconds = time.perf_counter() - started
+    return protocol.TrainReply(site.alias, task.round, state_of(model), fit.examples, fit.loss, seconds)
+
+
+def evaluate(request: protocol.EvaluateRequest, site: Site, resident: Resident) -> protocol.StatisticsReply:
+    started = time.perf_counter()
+    study = request.task.study
+    scores = resident.scores(site, study, request.split, request.weights)
+    counts = Counts.of(
+        scores.scores, scores.targets, scores.patients, scores.loss, Layout.of(study), study.evaluation.min_cell
+    )
+    return protocol.StatisticsReply(site.alias, request.task.round, counts.to_arrays(), time.perf_counter() - started)
+
+
+def moments(request: protocol.MomentsRequest, site: Site, resident: Resident) -> protocol.StatisticsReply:
+    started = time.perf_counter()
+    study = request.task.study
+    scores = resident.scores(site, study, request.split, request.weights)
+    reference = Reference.from_arrays(request.reference, Layout.of(study))
+    sums = Moments.of(scores.scores, scores.targets, scores.patients, reference, study.evaluation.min_cell)
+    return protocol.StatisticsReply(site.alias, request.task.round, sums.to_arrays(), time.perf_counter() - started)
+
+
+def handle(message: Message, locate: Callable[[], Path], resident: Resident) -> Message:
+    """Answer one message. Whatever goes wrong leaves as a code; its text goes to this machine's log."""
+    alias = "unknown"
+    try:
+        request = protocol.open_request(message)
+        site = resident.site(locate())
+        alias = site.alias
+        if site.config.threads and torch.get_num_threads() != site.config.threads:
+            torch.set_num_threads(site.config.threads)
+        reply: protocol.Reply
+        if isinstance(request, protocol.SurveyRequest):
+            reply = survey(request, site)
+        elif isinstance(request, protocol.TrainRequest):
+            reply = train(request, site, resident)
+        elif isinstance(request, protocol.MomentsRequest):
+            reply = moments(request, site, resident)
+        else:
+            reply = evaluate(request, site, resident)
+    except FedwardError as error:
+        logger.error("%s: %s", alias, error)
+        reply = protocol.Refusal(alias, error.code)
+    except Exception:
+        logger.exception("%s: unexpected failure", alias)
+        reply = protocol.Refusal(alias, "internal-error")
+    return protocol.answer(reply, message)
+
+
+def make_app(locate: Locate, resident: Resident | None = None) -> ClientApp:
+    """A ClientApp whose sites ``locate`` finds from Flower's context."""
+    home = resident
+
+    def answer(message: Message, context: Context) -> Message:
+        nonlocal home
+        home = home or Resident()
+        return handle(message, lambda: locate(context), home)
+
+    app = ClientApp()
+    app.query("survey")(answer)
+    app.train("fit")(answer)
+    app.evaluate("scores")(answer)
+    app.evaluate("moments")(answer)
+    return app
+
+
+class Directories:
+    """Locates simulated sites: partition id -> directory. Picklable, for Ray's actors."""
+
+    def __init__(self, directories: Sequence[Path]) -> None:
+        self._directories = [Path(directory) for directory in directories]
+
+    def __call__(self, context: Context) -> Path:
+        index = int(context.node_config["partition-id"])
+        if index >= len(self._directories):
+            raise VaultError(f"node {index} plays no site; this run has {len(self._directories)}")
+        return self._directories[index]
+
+
+def locate_by_config(context: Context) -> Path:
+    """Where stock Flower runs our app: ``site-dir`` in the node's config, or one of a run's virtual sites."""
+    if "site-dir" in context.node_config:
+        return Path(str(context.node_config["site-dir"]))
+    run = context.run_config.get("run") or os.environ.get("FEDWARD_RUN")
+    if not run:
+        raise ProtocolError("this node has no site; start it with --node-config 'site-dir=\"DIR\"'")
+    return Path(str(run)) / "sites" / f"site-{int(context.node_config['partition-id']) + 1}"
+
+
+app = make_app(locate_by_config)

@@ -1,0 +1,114 @@
+"""A site: one hospital's installation, opened from one directory.
+
+``site.yaml`` says where the vault is and who holds its key; nothing here is chosen by a
+study. A *pooled* site has no vault of its own but lists members: the simulation's
+comparison arm that sees everybody's images, impossible in a real federation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from client.devices import choose_device
+from client.vault.keys import provider
+from client.vault.store import Vault
+from client.vault.view import View, ViewCache
+from common.errors import DataError, VaultError
+from common.files import write_atomically
+from common.labels import targets
+from common.study import Study
+
+Split = Literal["train", "val", "test"]
+VIEW_CACHE_BYTES = 4 << 30
+
+
+class SiteConfig(BaseModel):
+    """``site.yaml``. Paths are relative to its directory."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    alias: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    vault: str = "vault.sqlite"
+    key: str = "file:vault.key"
+    members: tuple[str, ...] = ()
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+    view_cache_bytes: Annotated[int, Field(ge=0)] = VIEW_CACHE_BYTES
+
+    def save(self, directory: Path) -> None:
+        """Write ``directory/site.yaml`` atomically."""
+        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        write_atomically(directory / "site.yaml", text.encode(), mode=0o600)
+
+    @classmethod
+    def load(cls, directory: Path) -> SiteConfig:
+        path = directory / "site.yaml"
+        try:
+            return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise VaultError(
+                f"{directory.name} is not a site: it has no site.yaml; make one with `fedward site init`"
+            ) from None
+        except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
+            first = str(error).splitlines()[-1].strip()
+            raise VaultError(f"{directory.name}/site.yaml is not usable: {first}") from None
+
+
+@dataclass(frozen=True)
+class Site:
+    """An opened site. Cheap to open and to keep: the vault's rows and views load when first asked for."""
+
+    config: SiteConfig
+    directory: Path
+    vaults: Sequence[Vault]
+    device: torch.device
+    views: ViewCache
+
+    @classmethod
+    def open(cls, directory: Path, views: ViewCache, *, passphrase: Callable[[], str] | None = None) -> Site:
+        """Open ``directory``. Raises :class:`VaultError` or :class:`DeviceError`."""
+        config = SiteConfig.load(directory)
+        homes = [directory / member for member in config.members] or [directory]
+        vaults = []
+        for home in homes:
+            own = config if not config.members else SiteConfig.load(home)
+            keys = provider(own.key, base=home, passphrase=passphrase)
+            vaults.append(Vault.open(home / own.vault, keys))
+        return cls(config, directory, tuple(vaults), choose_device(config.device), views)
+
+    @property
+    def alias(self) -> str:
+        return self.config.alias
+
+    def view(self, study: Study, split: Split) -> View:
+        """The prepared view of one split on this site's device; a pooled site's is all its members'."""
+        return View.concatenate([self.views.get(vault, study, split, self.device) for vault in self.vaults])
+
+    def images(self, study: Study) -> Mapping[str, int]:
+        """Labelled images per split."""
+        counts = {"train": 0, "val": 0, "test": 0}
+        for vault in self.vaults:
+            rows = vault.rows()
+            wanted = targets(study, [row.labels for row in rows])
+            for row, target in zip(rows, wanted, strict=True):
+                if row.split in counts and target[0] == target[0]:
+                    counts[row.split] += 1
+        return counts
+
+    def require(self, study: Study, split: Split) -> View:
+        """Like :meth:`view`, but an empty split is an error."""
+        view = self.view(study, split)
+        if len(view) == 0:
+            raise DataError(f"{self.alias} has no labelled {split} images for this study; import some or leave it out")
+        return view
+
+    def close(self) -> None:
+        for vault in self.vaults:
+            vault.close()

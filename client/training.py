@@ -1,0 +1,243 @@
+"""One local fit: what a site does with the weights of a round, in place, on whatever device it has.
+
+On the CPU the arithmetic is float32; on CUDA it is bf16 autocast with channels-last
+memory, parameters staying float32. Shuffling, dropout and augmentation draw from seeds
+named by study, repeat, site and round, so that a site's fit depends on nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from client.vault.view import View
+from common.augment import Augmenter
+from common.errors import DataError, DeviceError
+from common.randomness import seed_for
+from common.study import OptimiserSpec, ScheduleSpec, Study
+
+
+@dataclass(frozen=True)
+class Fit:
+    """``examples``: distinct images trained on; ``loss``: mean over all steps' images; ``steps`` taken."""
+
+    examples: int
+    loss: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class FitSeed:
+    """What a fit's randomness is named by."""
+
+    study: int
+    repeat: int
+    site: str
+    round: int
+
+    def of(self, purpose: str) -> torch.Generator:
+        """A CPU generator: CUDA draws the same numbers."""
+        return torch.Generator().manual_seed(seed_for(self.study, self.repeat, self.site, self.round, purpose))
+
+
+class Objective:
+    """Loss of one batch: logits ``(B, outputs)`` against targets ``(B, classes)``, masked entries NaN."""
+
+    def __init__(self, study: Study, view: View) -> None:
+        self.task = study.task
+        self.smoothing = study.training.label_smoothing
+        self.weights = class_weights(study, view.targets)
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss over the batch, float32 scalar."""
+        logits = logits.float()
+        if self.task == "multiclass":
+            return functional.cross_entropy(
+                logits, targets.argmax(1), weight=self.weights, label_smoothing=self.smoothing
+            )
+        wanted = targets[:, 1:] if self.task == "binary" else targets
+        known = ~torch.isnan(wanted)
+        clean = torch.where(known, wanted, torch.zeros_like(wanted))
+        smooth = clean * (1 - self.smoothing) + 0.5 * self.smoothing
+        losses = functional.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
+        if self.weights is not None:
+            negative, positive = self.weights
+            losses = losses * torch.where(clean > 0.5, positive, negative)
+        return (losses * known).sum() / known.sum().clamp(min=1)
+
+
+def class_weights(study: Study, targets: Tensor) -> Tensor | None:
+    """Weights that balance the classes of *this site*, so that no count has to leave it; ``None`` when off.
+
+    Multiclass: ``(C,)``. Binary and multilabel: ``(2, outputs)``, negatives then positives.
+    A class that is absent here weighs 1. Weights are n / (k · n_c) as in scikit-learn's "balanced".
+    """
+    if study.training.class_weighting == "none":
+        return None
+    wanted = targets[:, 1:] if study.task == "binary" else targets
+    positive = torch.nansum(wanted, 0)
+    if study.task == "multiclass":
+        return torch.where(positive > 0, positive.sum() / (len(positive) * positive.clamp(min=1)), 1.0)
+    known = (~torch.isnan(wanted)).sum(0).float()
+    counts = torch.stack([known - positive, positive])
+    return torch.where(counts > 0, known / (2 * counts.clamp(min=1)), 1.0)
+
+
+def learning_rate(
+    base: float, schedule: ScheduleSpec, *, epoch: float, epochs: float, round_: int, rounds: int
+) -> float:
+    """Learning rate at ``epoch`` of ``epochs`` (or round of rounds) of the whole study."""
+    at, end = (epoch, epochs) if schedule.unit == "epoch" else (float(round_ - 1), float(rounds))
+    if schedule.kind == "exponential":
+        return base * schedule.gamma ** math.floor(at / schedule.every)
+    if schedule.kind == "cosine":
+        share = min(1.0, at / end) if end else 0.0
+        return base * (schedule.floor + (1 - schedule.floor) * 0.5 * (1 + math.cos(math.pi * share)))
+    return base
+
+
+def make_optimiser(model: nn.Module, spec: OptimiserSpec) -> torch.optim.Optimizer:
+    """A fresh optimiser; its state does not travel (docs/decisions/0002)."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if spec.name == "sgd":
+        return torch.optim.SGD(parameters, spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True)
+    kind = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
+    return kind(parameters, spec.lr, weight_decay=spec.weight_decay, fused=True)
+
+
+def batches(count: int, size: int, generator: torch.Generator, *, drop_single: bool) -> Iterator[Tensor]:
+    """Shuffled index batches over one epoch. A last batch of one joins its neighbour where a norm layer needs two."""
+    order = torch.randperm(count, generator=generator)
+    cuts = list(range(0, count, size))
+    if drop_single and len(cuts) > 1 and count - cuts[-1] == 1:
+        cuts.pop()
+    for start, end in zip(cuts, [*cuts[1:], count], strict=True):
+        yield order[start:end]
+
+
+class LocalFit:
+    """Trains a resident model in place for one round."""
+
+    def __init__(self, model: nn.Module, view: View, study: Study, seed: FitSeed) -> None:
+        self.model, self.view, self.study, self.seed = model, view, study, seed
+        self.device = view.images.device
+        self.spec = study.training
+        self.microbatch = self.spec.microbatch or self.spec.batch_size
+        self.objective = Objective(study, view)
+        self.augment = Augmenter(study.augment)
+        self.has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        strategy = study.federation.strategy
+        self.proximal_mu = float(str(strategy.params["proximal_mu"])) if strategy.name == "fedprox" else 0.0
+        if self.has_batch_norm and len(view) < 2:
+            raise DataError("batch norm needs at least two training images; use model.norm: group")
+
+    def run(self) -> Fit:
+        """Fit and leave the new weights in the model."""
+        self.model.train()
+        self.anchor = [p.detach().clone() for p in self.model.parameters()] if self.proximal_mu else []
+        optimiser = make_optimiser(self.model, self.spec.optimiser)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        seen = steps = 0
+        noise = self.seed.of("augment")
+        # Dropout draws from the global generator: give it a named seed and hand the old state back.
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed_for(self.seed.study, self.seed.repeat, self.seed.site, self.seed.round, "dropout"))
+            for epoch, indices in self._schedule():
+                self._set_rate(optimiser, epoch)
+                loss = self._step_with_memory(optimiser, indices, noise)
+                total += loss * len(indices)
+                seen += len(indices)
+                steps += 1
+        self.model.eval()
+        return Fit(min(seen, len(self.view)), float(total) / seen, steps)
+
+    def _schedule(self) -> Iterator[tuple[float, Tensor]]:
+        """(epochs since this fit began, indices of the next batch)."""
+        shuffle = self.seed.of("shuffle")
+        count, size = len(self.view), self.spec.batch_size
+        epochs, steps, done = self.spec.epochs, 0, 0
+        while epochs is None or done < epochs:
+            for indices in batches(count, size, shuffle, drop_single=self.has_batch_norm):
+                yield done + (steps * size % count) / count, indices
+                steps += 1
+                if epochs is None and steps == self.spec.local_steps:
+                    return
+            done += 1
+
+    def _set_rate(self, optimiser: torch.optim.Optimizer, epoch: float) -> None:
+        federation = self.study.federation
+        per_round = float(self.spec.epochs or (self.spec.local_steps or 0) * self.spec.batch_size / len(self.view))
+        rate = learning_rate(
+            self.spec.optimiser.lr,
+            self.spec.schedule,
+            epoch=(self.seed.round - 1) * per_round + epoch,
+            epochs=federation.rounds * per_round,
+            round_=self.seed.round,
+            rounds=federation.rounds,
+        )
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+
+    def _step_with_memory(self, optimiser: torch.optim.Optimizer, indices: Tensor, noise: torch.Generator) -> Tensor:
+        """One optimiser step; when the GPU's memory is too small, the same step in smaller pieces."""
+        while True:
+            state = noise.get_state()
+            try:
+                return self._step(optimiser, indices, noise)
+            except torch.OutOfMemoryError:
+                optimiser.zero_grad()
+                noise.set_state(state)
+                if self.microbatch == 1:
+                    raise DeviceError(
+                        "one image does not fit in the GPU's memory; use a smaller model or image size, or device: cpu"
+                    ) from None
+                self.microbatch = max(1, min(self.microbatch, len(indices)) // 2)
+                torch.cuda.empty_cache()
+
+    def _step(self, optimiser: torch.optim.Optimizer, indices: Tensor, noise: torch.Generator) -> Tensor:
+        optimiser.zero_grad()
+        where = indices.to(self.device)
+        images = self.augment.apply(self.view.floats(where), noise)
+        targets = self.view.targets[where]
+        total = torch.zeros((), device=self.device)
+        for start in range(0, len(indices), self.microbatch):
+            part = slice(start, start + self.microbatch)
+            share = len(images[part]) / len(indices)
+            with precision(self.device):
+                logits = self.model(layout(images[part], self.device))
+            loss = self.objective(logits, targets[part]) * share
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        penalty = self._penalty()
+        if penalty is not None:
+            penalty.backward()  # type: ignore[no-untyped-call]
+        if self.spec.optimiser.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.optimiser.clip_norm)
+        optimiser.step()
+        return total
+
+    def _penalty(self) -> Tensor | None:
+        """L1 (Tibshirani 1996) and FedProx's proximal term (Li et al. 2020, μ/2·‖w − w₀‖²)."""
+        terms: list[Tensor] = []
+        if self.spec.optimiser.l1:
+            terms.append(self.spec.optimiser.l1 * torch.stack([p.abs().sum() for p in self.model.parameters()]).sum())
+        if self.proximal_mu:
+            gaps = [(p - a).square().sum() for p, a in zip(self.model.parameters(), self.anchor, strict=True)]
+            terms.append(0.5 * self.proximal_mu * torch.stack(gaps).sum())
+        return torch.stack(terms).sum() if terms else None
+
+
+def precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """bf16 autocast on CUDA, plain float32 on the CPU."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def layout(images: Tensor, device: torch.device) -> Tensor:
+    """Channels-last memory where tensor cores want it."""
+    return images.contiguous(memory_format=torch.channels_last) if device.type == "cuda" else images

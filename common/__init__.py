@@ -1,0 +1,1 @@
+"""What hospitals and the coordinator share; imports none of the other rooms."""

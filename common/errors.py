@@ -1,0 +1,97 @@
+"""Every error a user can meet. Each says what is wrong and what to do about it.
+
+``code`` is the only part of an error that may cross the network: texts can hold
+paths, file names or patients' numbers, so they stay in the log of the machine
+that wrote them (DESIGN, a round's walk).
+"""
+
+from __future__ import annotations
+
+
+class FedwardError(Exception):
+    """An expected failure: one line, with its remedy; shown without a traceback."""
+
+    code = "error"
+    exit_code = 1
+
+
+class StudyError(FedwardError):
+    """The study file is not usable."""
+
+    code = "study-invalid"
+    exit_code = 2
+
+
+class DataError(FedwardError):
+    """Images or labels are missing, unreadable or contradict each other."""
+
+    code = "data-invalid"
+    exit_code = 3
+
+
+class PartitionError(DataError):
+    """The images cannot be dealt out to hospitals as the study asks."""
+
+    code = "partition-impossible"
+
+
+class VaultError(FedwardError):
+    """A vault is missing, locked, damaged or has been tampered with."""
+
+    code = "vault-unusable"
+    exit_code = 4
+
+
+class KeyUnavailable(VaultError):
+    """A key provider has no usable key."""
+
+    code = "key-unavailable"
+
+
+class ModelError(FedwardError):
+    """A model cannot be built or weights do not fit it."""
+
+    code = "model-invalid"
+    exit_code = 2
+
+
+class DeviceError(FedwardError):
+    """The device the study or the user asks for is not there."""
+
+    code = "device-unavailable"
+    exit_code = 5
+
+
+class ProtocolError(FedwardError):
+    """A message does not hold what this version expects."""
+
+    code = "protocol-mismatch"
+    exit_code = 6
+
+
+class ReplyRefused(FedwardError):
+    """A site's reply may not touch the model."""
+
+    code = "reply-refused"
+    exit_code = 6
+
+
+class QuorumError(FedwardError):
+    """Too few sites answered; the run has failed."""
+
+    code = "quorum-missed"
+    exit_code = 7
+
+
+class RunError(FedwardError):
+    """A run's folder cannot be used as asked."""
+
+    code = "run-invalid"
+    exit_code = 8
+
+
+class Interrupted(FedwardError):
+    """The user stopped the run; its last checkpoint is kept."""
+
+    code = "interrupted"
+    exit_code = 130

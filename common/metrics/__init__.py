@@ -1,0 +1,31 @@
+"""Metrics as sums that merge: a site sends counts and sums of squares, never a score.
+
+Two passes. First every site sends :class:`Counts` (histograms of scores); their sum, with
+the thresholds chosen on validation, is the :class:`Reference` that goes back out. Then
+every site sends :class:`Moments` (sums over its patients of squared influences); from both
+:func:`summarise` gives each metric with an interval clustered by patient.
+"""
+
+from common.metrics.counts import Counts, auc, auc_bounds, roc
+from common.metrics.intervals import Interval
+from common.metrics.layout import Layout
+from common.metrics.moments import Moments
+from common.metrics.ratios import METRICS
+from common.metrics.reference import Reference, Thresholds, choose_threshold
+from common.metrics.summary import Summary, summarise
+
+__all__ = [
+    "METRICS",
+    "Counts",
+    "Interval",
+    "Layout",
+    "Moments",
+    "Reference",
+    "Summary",
+    "Thresholds",
+    "auc",
+    "auc_bounds",
+    "choose_threshold",
+    "roc",
+    "summarise",
+]

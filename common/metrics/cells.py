@@ -1,0 +1,95 @@
+"""The small-cell rule (DESIGN, decision 12): no released number speaks of 1 to k - 1 patients.
+
+What is released instead: of a histogram, blocks of a fixed dyadic grid that hold at least
+k patients each; of a confusion matrix, a column "not released" that gathers the small
+cells of a row; of a class with fewer than k patients, nothing. An *empty* cell is
+released as empty: that nobody is there says nothing about a patient. ``k = 1`` changes
+nothing. The rule guards single cells of one release; it does not guard against somebody
+who subtracts two releases that differ by one patient, for which a noised sum is needed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.metrics.layout import Ints, Scored, Task
+
+
+def presence(patient: Ints, patients: int, cell: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """``(patients, …)``: whether any image of a patient stands in each cell; ``cell`` is ``(N, …)``."""
+    result = np.zeros((patients, *cell.shape[1:]), dtype=np.bool_)
+    where = np.nonzero(cell)
+    result[(patient[where[0]], *where[1:])] = True
+    return result
+
+
+def signs(scored: Scored) -> NDArray[np.bool_]:
+    """``(N, C, 2)``: known negatives and known positives."""
+    return np.stack([scored.known & ~scored.positive, scored.positive], axis=2)
+
+
+def withhold(scored: Scored, task: Task, k: int) -> tuple[Scored, Ints]:
+    """``scored`` without classes of fewer than ``k`` patients, and which ones those were, ``(C, 2)`` 0/1.
+
+    Binary and multiclass: every image of such a class leaves every count, or the rest would
+    give it away by subtraction. Multilabel: a class where either sign is small is masked.
+    """
+    count = presence(scored.patient, scored.patients, signs(scored)).sum(axis=0)
+    small = (count > 0) & (count < k)
+    if task == "multiclass":
+        small[:, 0] = False  # "negative of a class" is no group of patients of its own
+        drop = (scored.positive & small[:, 1]).any(axis=1, keepdims=True) & scored.known
+    elif task == "binary":
+        drop = np.where(scored.positive, small[:, 1], small[:, 0]) & scored.known
+    else:
+        small[:] = small.any(axis=1, keepdims=True)
+        drop = np.broadcast_to(small[:, 1], scored.known.shape)
+    kept = Scored(scored.scores, scored.position, scored.known & ~drop, scored.positive & ~drop, scored.patient)
+    return kept, small.astype(np.int64)
+
+
+def blocks(position: Ints, patient: Ints, bins: int, k: int) -> tuple[Ints, Ints]:
+    """First and last bin of the block that each image is released in, both ``(N,)``.
+
+    The finest partition of the dyadic grid (blocks ``[i·2^l, (i+1)·2^l)``) in which every block is
+    empty or holds at least ``k`` patients; it exists when all images together have ``k`` patients.
+    A block is split as long as neither half would hold 1 to k - 1 patients.
+    """
+    low, high = position.copy(), position.copy()
+    active = np.arange(len(position))
+    level = (bins - 1).bit_length()
+    while level > 0 and len(active):
+        half = position[active] >> (level - 1)
+        pairs = np.unique(np.stack([half, patient[active]]), axis=1)
+        names, patients = np.unique(pairs[0], return_counts=True)
+        stuck = np.unique(names[patients < k] >> 1)
+        stays = np.isin(position[active] >> level, stuck)
+        done = active[stays]
+        low[done] = (position[done] >> level) << level
+        high[done] = np.minimum(low[done] + (1 << level) - 1, bins - 1)
+        active = active[~stays]
+        level -= 1
+    return low, high
+
+
+def confusion(true: Ints, predicted: Ints, patient: Ints, classes: int, k: int) -> Ints:
+    """Confusion matrix ``(C, C + 1)`` of images, ``[true, predicted]``; the last column is "not released".
+
+    In each row the cells with fewest patients move to the last column until that column is
+    empty or holds ``k`` patients, and no other cell holds 1 to k - 1.
+    """
+    result = np.zeros((classes, classes + 1), dtype=np.int64)
+    np.add.at(result, (true, predicted), 1)
+    if k == 1:
+        return result
+    for row in range(classes):
+        groups = {column: set(patient[(true == row) & (predicted == column)].tolist()) for column in range(classes)}
+        hidden: set[int] = set()
+        for column in sorted(groups, key=lambda column: (len(groups[column]), column)):
+            members = groups[column]
+            if members and (len(members) < k or 0 < len(hidden) < k):
+                hidden |= members
+                result[row, classes] += result[row, column]
+                result[row, column] = 0
+    return result

@@ -1,0 +1,287 @@
+"""What travels between coordinator and site: typed requests and replies <-> Flower messages.
+
+The only file that knows record keys. A message is decoded once, at the edge, into one
+of the frozen classes below; whatever is missing, of the wrong type or of another
+protocol version is a :class:`ProtocolError`, never a ``KeyError`` further in. A site's
+error leaves it as a :class:`Refusal`: a code, never a text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from common.errors import ProtocolError, StudyError
+from common.study import Study
+from common.weights import STATISTICS, Weights, from_arrays, to_arrays
+
+VERSION = 1
+"""Raised whenever a message changes meaning; both sides must speak the same."""
+
+SURVEY, TRAIN, EVALUATE, MOMENTS = "query.survey", "train.fit", "evaluate.scores", "evaluate.moments"
+
+Statistics = Mapping[str, NDArray[Any]]
+_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_CODE = re.compile(r"[a-z][a-z0-9-]{0,39}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every request says: whose work this is. The study travels whole; a site checks its hash."""
+
+    study: Study
+    arm: str = "federated"
+    repeat: int = 0
+    round: int = 0
+
+
+@dataclass(frozen=True)
+class SurveyRequest:
+    """Who are you, and how many images have you for this study?"""
+
+    task: Task
+
+
+@dataclass(frozen=True)
+class SurveyReply:
+    site: str
+    images: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    task: Task
+    weights: Weights
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """One local fit: weights after it, ``examples`` trained on, mean loss, seconds it took."""
+
+    site: str
+    round: int
+    weights: Weights
+    examples: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Score ``split`` with ``weights`` and send mergeable statistics (``common.metrics``, first pass)."""
+
+    task: Task
+    split: str
+    weights: Weights
+
+
+@dataclass(frozen=True)
+class MomentsRequest:
+    """Second pass: per-patient placement sums against everybody's merged histogram."""
+
+    task: Task
+    split: str
+    weights: Weights
+    reference: Statistics
+
+
+@dataclass(frozen=True)
+class StatisticsReply:
+    """Answer to both evaluation requests."""
+
+    site: str
+    round: int
+    statistics: Statistics
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A site that could not do what was asked; ``code`` is all that leaves it."""
+
+    site: str
+    code: str
+
+
+Request = SurveyRequest | TrainRequest | EvaluateRequest | MomentsRequest
+Reply = SurveyReply | TrainReply | StatisticsReply | Refusal
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A request encoded once and sent to many sites; the records are shared, never copied."""
+
+    kind: str
+    round: int
+    content: RecordDict
+    bytes: int
+
+    def to(self, node_id: int, ttl_s: float) -> Message:
+        """The message for one node."""
+        return Message(self.content, node_id, self.kind, ttl=ttl_s, group_id=str(self.round))
+
+
+def seal(request: Request) -> Sealed:
+    """Encode a request once, for any number of sites."""
+    task = request.task
+    head: dict[str, Any] = {
+        "protocol": VERSION,
+        "study": task.study.canonical().decode(),
+        "arm": task.arm,
+        "repeat": task.repeat,
+        "round": task.round,
+    }
+    content = RecordDict({"head": ConfigRecord(head)})
+    kind = SURVEY
+    if isinstance(request, TrainRequest | EvaluateRequest | MomentsRequest):
+        content["weights"] = to_arrays(request.weights)
+        kind = TRAIN
+    if isinstance(request, EvaluateRequest | MomentsRequest):
+        head["split"] = request.split
+        content["head"] = ConfigRecord(head)
+        kind = EVALUATE
+    if isinstance(request, MomentsRequest):
+        content["statistics"] = to_arrays(request.reference, STATISTICS)
+        kind = MOMENTS
+    return Sealed(kind, task.round, content, size(content))
+
+
+def open_request(message: Message) -> Request:
+    """Decode a request at the site. Raises :class:`ProtocolError`."""
+    content = _content(message)
+    head = _record(content, "head", ConfigRecord)
+    _same_version(head)
+    task = Task(
+        _study(_get(head, "study", str)), _get(head, "arm", str), _get(head, "repeat", int), _get(head, "round", int)
+    )
+    kind = message.metadata.message_type
+    if kind == SURVEY:
+        return SurveyRequest(task)
+    weights = from_arrays(_record(content, "weights", ArrayRecord))
+    if kind == TRAIN:
+        return TrainRequest(task, weights)
+    split = _get(head, "split", str)
+    if split not in ("train", "val", "test"):
+        raise ProtocolError(f"a request names the split {split!r}; known: train, val, test")
+    if kind == EVALUATE:
+        return EvaluateRequest(task, split, weights)
+    if kind == MOMENTS:
+        return MomentsRequest(
+            task, split, weights, from_arrays(_record(content, "statistics", ArrayRecord), STATISTICS)
+        )
+    raise ProtocolError(f"unknown kind of request {kind!r}; upgrade this site")
+
+
+def answer(reply: Reply, request: Message) -> Message:
+    """Encode a reply to ``request``."""
+    head: dict[str, Any] = {"protocol": VERSION, "site": reply.site}
+    content = RecordDict()
+    if isinstance(reply, Refusal):
+        head |= {"kind": "refusal", "code": reply.code}
+    elif isinstance(reply, SurveyReply):
+        head |= {"kind": "survey", "images": json.dumps(dict(reply.images))}
+    elif isinstance(reply, TrainReply):
+        head |= {"kind": "train", "round": reply.round}
+        content["weights"] = to_arrays(reply.weights)
+        content["facts"] = MetricRecord({"examples": reply.examples, "loss": reply.loss, "seconds": reply.seconds})
+    else:
+        head |= {"kind": "statistics", "round": reply.round}
+        content["statistics"] = to_arrays(reply.statistics, STATISTICS)
+        content["facts"] = MetricRecord({"seconds": reply.seconds})
+    content["head"] = ConfigRecord(head)
+    return Message(content, reply_to=request)
+
+
+def open_reply(message: Message) -> Reply:
+    """Decode a reply at the coordinator. Raises :class:`ProtocolError`: a site may send anything."""
+    content = _content(message)
+    head = _record(content, "head", ConfigRecord)
+    _same_version(head)
+    site = _get(head, "site", str)
+    if not _ALIAS.fullmatch(site):
+        raise ProtocolError("a reply names a site with characters that are not allowed")
+    kind = _get(head, "kind", str)
+    if kind == "refusal":
+        code = _get(head, "code", str)
+        if not _CODE.fullmatch(code):
+            raise ProtocolError(f"{site} refused with a malformed code")
+        return Refusal(site, code)
+    if kind == "survey":
+        return SurveyReply(site, _counts(_get(head, "images", str)))
+    if kind not in ("train", "statistics"):
+        raise ProtocolError(f"{site} sent an unknown kind of reply")
+    round_ = _get(head, "round", int)
+    facts = _record(content, "facts", MetricRecord)
+    seconds = float(_get(facts, "seconds", float))
+    if kind == "statistics":
+        return StatisticsReply(
+            site, round_, from_arrays(_record(content, "statistics", ArrayRecord), STATISTICS), seconds
+        )
+    weights = from_arrays(_record(content, "weights", ArrayRecord))
+    return TrainReply(site, round_, weights, _get(facts, "examples", int), float(_get(facts, "loss", float)), seconds)
+
+
+def size(content: RecordDict) -> int:
+    """Payload bytes of the arrays in ``content``: what a link carries, headers aside."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+
+
+T = TypeVar("T")
+
+
+@lru_cache(maxsize=64)
+def _study(text: str) -> Study:
+    """Parsed once per process: every request of a run carries the same text."""
+    try:
+        return Study.parse(text, "received study")
+    except StudyError as error:
+        raise ProtocolError(f"{error}; the coordinator runs another version of fedward?") from None
+
+
+def _content(message: Message) -> RecordDict:
+    if not message.has_content():
+        raise ProtocolError("the message is empty; the other side failed before it could answer")
+    return message.content
+
+
+def _record(content: RecordDict, key: str, kind: type[T]) -> T:
+    record = content.get(key)
+    if not isinstance(record, kind):
+        raise ProtocolError(
+            f"the message has no {kind.__name__} named {key!r}; both sides need the same fedward version"
+        )
+    return record
+
+
+def _get(record: Mapping[str, Any], key: str, kind: type[T]) -> T:
+    value = record.get(key)
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise ProtocolError(f"the message's field {key!r} is missing or not {kind.__name__}; upgrade the older side")
+    return value
+
+
+def _same_version(head: Mapping[str, Any]) -> None:
+    theirs = _get(head, "protocol", int)
+    if theirs != VERSION:
+        older = "the other side" if theirs < VERSION else "this side"
+        raise ProtocolError(f"protocol {theirs} met protocol {VERSION}: upgrade {older}")
+
+
+def _counts(text: str) -> dict[str, int]:
+    try:
+        counts = json.loads(text)
+    except ValueError:
+        raise ProtocolError("a survey's counts are not JSON") from None
+    if not isinstance(counts, dict) or not all(
+        isinstance(n, int) and 0 <= n < np.iinfo(np.int32).max for n in counts.values()
+    ):
+        raise ProtocolError("a survey's counts are not a table of numbers")
+    return {str(split)[:16]: int(n) for split, n in counts.items()}

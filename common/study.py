@@ -1,0 +1,263 @@
+"""The study file: one frozen, self-checking YAML document that is the whole contract.
+
+A hospital approves the hash of a study, so everything that decides what is
+computed on its patients stands here, and nothing in here is code: a
+researcher's own model or strategy is an *installed* Python entry point
+(groups ``fedward.models`` and ``fedward.strategies``) that a study names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Field, ValidationError, WithJsonSchema, field_validator, model_validator
+
+from common import findings, strict_yaml
+from common.errors import StudyError
+from common.frozen import FrozenDict
+from common.study_fields import Labels, Scalar, label_text
+from common.study_parts import (
+    MODELS,
+    STRATEGIES,
+    AugmentSpec,
+    DataSpec,
+    EarlyStopping,
+    EvaluationSpec,
+    FederationSpec,
+    GovernanceSpec,
+    ImageSpec,
+    ModelSpec,
+    OptimiserSpec,
+    Part,
+    PartitionSpec,
+    PhantomSpec,
+    PreprocessSpec,
+    ScheduleSpec,
+    StrategySpec,
+    ThresholdSpec,
+    TrainingSpec,
+    Window,
+)
+
+__all__ = [
+    "MODELS",
+    "STRATEGIES",
+    "AugmentSpec",
+    "DataSpec",
+    "EarlyStopping",
+    "EvaluationSpec",
+    "FederationSpec",
+    "GovernanceSpec",
+    "ImageSpec",
+    "ModelSpec",
+    "OptimiserSpec",
+    "Part",
+    "PartitionSpec",
+    "PhantomSpec",
+    "PreprocessSpec",
+    "Scalar",
+    "ScheduleSpec",
+    "StrategySpec",
+    "Study",
+    "Task",
+    "ThresholdSpec",
+    "TrainingSpec",
+    "Window",
+    "schema",
+]
+
+Task = Literal["binary", "multiclass", "multilabel", "segmentation"]
+MAX_CLASSES = 1000
+
+_CLASSES_SCHEMA: dict[str, Any] = {
+    "description": "Classes in the order of the model's outputs, each with the labels that mean it; "
+    "of a binary task the second is the positive one.",
+    "anyOf": [
+        {"type": "array", "minItems": 1, "items": {"type": ["string", "integer"]}},
+        {"type": "object", "minProperties": 1, "additionalProperties": {
+            "anyOf": [{"type": ["string", "integer"]}, {"type": "array", "items": {"type": ["string", "integer"]}}],
+        }},
+    ],
+}  # fmt: skip
+
+
+class Study(Part):
+    """A whole study. ``Study.load(path)`` reads one; ``study.hash`` names it."""
+
+    name: Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
+    description: str = ""
+    task: Task
+    classes: Annotated[Mapping[str, Labels], WithJsonSchema(_CLASSES_SCHEMA)]
+    seed: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
+    data: DataSpec = DataSpec()
+    image: ImageSpec = ImageSpec()
+    preprocess: PreprocessSpec = PreprocessSpec()
+    augment: AugmentSpec = AugmentSpec()
+    model: ModelSpec = ModelSpec()
+    training: TrainingSpec = TrainingSpec()
+    federation: FederationSpec = FederationSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    partition: PartitionSpec = PartitionSpec()
+    governance: GovernanceSpec = GovernanceSpec()
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _names_or_map(cls, value: Any) -> Any:
+        """``[normal, pneumonia]`` is short for ``{normal: [normal], pneumonia: [pneumonia]}``."""
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+            names = [label_text(name) for name in value]
+            if len(set(names)) != len(names):
+                raise ValueError("a class is named twice; name each once")
+            return {name: (name,) for name in names}
+        if isinstance(value, Mapping):
+            return {label_text(name): labels for name, labels in value.items()}
+        raise ValueError(
+            "must be a list of classes or a map of each class to its labels, as in configs/quickstart.yaml"
+        )
+
+    @field_validator("classes")
+    @classmethod
+    def _with_labels(cls, value: Mapping[str, tuple[str, ...]]) -> FrozenDict[tuple[str, ...]]:
+        if not 1 <= len(value) <= MAX_CLASSES:
+            raise ValueError(f"a study has 1 to {MAX_CLASSES} classes, got {len(value)}")
+        for name, labels in value.items():
+            if not labels:
+                raise ValueError(f"class {name!r} has no label; give at least one, for example {name}: [{name}]")
+        return FrozenDict(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        count = len(self.classes)
+        if self.task == "binary" and count != 2:
+            raise ValueError(
+                f"classes: task binary needs exactly two classes (the second is the positive one), got {count}"
+            )
+        if self.task == "multiclass" and count < 3:
+            raise ValueError(
+                f"classes: task multiclass needs at least three classes, got {count}; two classes are task: binary"
+            )
+        self._check_labels()
+        if self.partition.kind == "pathological" and self.partition.classes_per_site > count:
+            raise ValueError(
+                f"partition.classes_per_site: {self.partition.classes_per_site} of only {count} classes; lower it"
+            )
+        _known("federation.strategy.name", self.federation.strategy.name, STRATEGIES, "fedward.strategies")
+        _known("model.name", self.model.name, MODELS, "fedward.models")
+        if self.task == "segmentation" and self.model.name in MODELS:
+            raise ValueError(
+                f"model.name: {self.model.name} classifies whole images; segmentation needs a segmentation model "
+                "installed under the entry point group 'fedward.models'"
+            )
+        return self
+
+    def _check_labels(self) -> None:
+        """A label means one thing: one class, uncertain, or other."""
+        meanings = [("data.uncertain", self.data.uncertain), ("data.other", self.data.other)]
+        meanings += [(f"classes.{name}", labels) for name, labels in self.classes.items()]
+        places: dict[str, str] = {}
+        for place, labels in meanings:
+            for label in labels:
+                if places.setdefault(label, place) != place:
+                    raise ValueError(f"{place}: label {label!r} stands in {places[label]} too; keep one of them")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.classes)
+
+    @property
+    def outputs(self) -> int:
+        """Logits of the model: one for a binary task (of the second class), else one per class."""
+        return 1 if self.task == "binary" else len(self.classes)
+
+    def canonical(self) -> bytes:
+        """The study as compact JSON in the order of its fields and classes: what is hashed and sent."""
+        return json.dumps(self.model_dump(mode="json"), separators=(",", ":"), ensure_ascii=False).encode()
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of :meth:`canonical`, hexadecimal. Class order counts: it is the model's output order."""
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+    @classmethod
+    def load(cls, path: Path) -> Study:
+        """Read and check a study file. Raises :class:`StudyError` naming file, key and remedy."""
+        try:
+            with path.open("rb") as file:
+                text = file.read(strict_yaml.MAX_BYTES + 1).decode("utf-8-sig")
+        except FileNotFoundError:
+            raise StudyError(
+                f"{path}: no such study file; `fedward study schema` describes one, configs/ holds examples"
+            ) from None
+        except UnicodeDecodeError as error:
+            raise StudyError(f"{path}: byte {error.start} is not UTF-8 text; save the file as UTF-8") from None
+        except OSError as error:
+            raise StudyError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from None
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: str, where: str = "study") -> Study:
+        """A study from YAML (or JSON) text; ``where`` names it in errors. Raises :class:`StudyError`."""
+        try:
+            raw = strict_yaml.load(text)
+        except strict_yaml.StrictYamlError as error:
+            raise StudyError(f"{where}{error}") from None
+        return cls._checked(raw, where)
+
+    @classmethod
+    def _checked(cls, raw: Any, where: str) -> Study:
+        if not isinstance(raw, dict):
+            kind = "empty" if raw is None else f"a {type(raw).__name__}"
+            raise StudyError(f"{where}: a study is a mapping of keys, this is {kind}; see configs/quickstart.yaml")
+        try:
+            # strict, so that `rounds: true` is not one round; as JSON, where a list may become a tuple
+            return cls.model_validate_json(json.dumps(raw, ensure_ascii=False).encode(), strict=True)
+        except UnicodeEncodeError:
+            raise StudyError(f"{where}: a text holds half a character (\\ud800 to \\udfff); write it whole") from None
+        except ValidationError as error:
+            raise StudyError(f"{where}: {findings.explain(cls, error)}") from None
+
+    def derive(self, **changes: Any) -> Study:
+        """A derived study with dotted-path changes, checked anew: ``derive(**{"federation.rounds": 3})``."""
+        where = f"study {self.name!r} with {', '.join(changes)}"
+        raw = self.model_dump(mode="json")
+        for dotted, value in changes.items():
+            *parents, leaf = dotted.split(".")
+            node = raw
+            for parent in parents:
+                if node.get(parent) is None:
+                    node[parent] = {}
+                node = node[parent]
+                if not isinstance(node, dict):
+                    raise StudyError(f"{where}: {dotted}: {parent} is a single value; name a key of a mapping")
+            node[leaf] = value
+        return type(self)._checked(json.loads(json.dumps(raw, default=_plain)), where)
+
+
+def _plain(value: Any) -> Any:
+    """A Python value as JSON has it: parts, dates, NumPy's numbers."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _known(key: str, name: str, known: Sequence[str], group: str) -> None:
+    if name in known:
+        return
+    installed = {entry.name for entry in metadata.entry_points(group=group)}
+    if name in installed:
+        return
+    choices = [*known, *sorted(installed)]
+    close = difflib.get_close_matches(name, choices, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
+    raise ValueError(f"{key}: unknown name {name!r}; {hint} (others are installed as entry points of group {group!r})")
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema (2020-12) of a study, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Study.model_json_schema()}

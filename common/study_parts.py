@@ -1,0 +1,249 @@
+"""The parts of a study, each with its defaults and its own rules (``common.study`` has the whole)."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from common.frozen import FrozenDict
+from common.study_fields import Fraction, Labels, NonNegative, Parameters, Positive
+
+
+class Part(BaseModel):
+    """A part of a study: frozen; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PhantomSpec(Part):
+    """The embedded synthetic chest radiographs (``simulations.phantoms``)."""
+
+    images: Annotated[int, Field(ge=10)] = 1000
+    size: Annotated[int, Field(ge=32, le=1024)] = 96
+    difficulty: Fraction = 0.5
+    images_per_patient: Annotated[float, Field(ge=1.0)] = 1.3
+
+
+class DataSpec(Part):
+    """Which labels are read, and what is done with images that cannot be.
+
+    ``uncertain`` values mask an image. ``other`` values belong to no class: an image
+    that has only these is left out (binary, multiclass, segmentation) or negative for
+    every class (multilabel, for example "No Finding").
+    """
+
+    label_column: Annotated[str, Field(min_length=1)] = "label"
+    uncertain: Labels = ("uncertain", "unknown", "-1")
+    other: Labels = ()
+    max_unreadable: Fraction = 0.01
+    split: tuple[Fraction, Fraction, Fraction] = (0.7, 0.15, 0.15)
+    phantoms: PhantomSpec = PhantomSpec()
+
+    @field_validator("split")
+    @classmethod
+    def _sums_to_one(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if abs(sum(value) - 1.0) > 1e-6 or min(value) <= 0.0:
+            raise ValueError(f"must be three positive fractions (train, val, test) that sum to 1, got {list(value)}")
+        return value
+
+
+class ImageSpec(Part):
+    """What the model sees: ``(channels, size, size)``."""
+
+    size: Annotated[int, Field(ge=8, le=1024)] = 64
+    channels: Literal[1, 3] = 1
+
+
+class Window(Part):
+    """CT window in Hounsfield units (DICOM PS3.3 C.11.2)."""
+
+    centre: float
+    width: Annotated[float, Field(gt=0.0)]
+
+
+class PreprocessSpec(Part):
+    """Per-image steps in this order: window, Gaussian filter, equalise, resize, [0, 1]."""
+
+    window: Window | None = None
+    gaussian_sigma: NonNegative = 0.0
+    equalise: Literal["none", "histogram", "clahe"] = "none"
+    clahe_clip: Annotated[float, Field(gt=0.0)] = 2.0
+    clahe_tiles: Positive = 8
+    fit: Literal["stretch", "pad", "crop"] = "stretch"
+
+
+class AugmentSpec(Part):
+    """Batched, on the training device; every range is symmetric around "no change"."""
+
+    rotate_deg: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
+    shift: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    zoom: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
+    brightness: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+
+    @property
+    def active(self) -> bool:
+        return self != AugmentSpec()
+
+
+class ModelSpec(Part):
+    """A model by name; ``params`` are the model's own (``common.models``)."""
+
+    name: str = "cnn"
+    norm: Literal["none", "batch", "group"] = "group"
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    weights: Annotated[str, Field(min_length=1)] | None = None
+    params: Parameters = Field(default_factory=FrozenDict)
+
+
+class OptimiserSpec(Part):
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    weight_decay: NonNegative = 0.0
+    l1: NonNegative = 0.0
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = None
+
+
+class ScheduleSpec(Part):
+    """Learning rate over the whole study, counted in ``unit``.
+
+    ``exponential``: ``lr · gamma^floor(t / every)`` (paper 3: 0.96 per 100 epochs);
+    ``cosine``: from ``lr`` to ``lr · floor`` over the study's length.
+    """
+
+    kind: Literal["constant", "exponential", "cosine"] = "constant"
+    unit: Literal["epoch", "round"] = "epoch"
+    gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.96
+    every: Positive = 100
+    floor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+
+
+class TrainingSpec(Part):
+    """One local fit: what a site does in a round."""
+
+    batch_size: Positive = 32
+    microbatch: Positive | None = None
+    local_epochs: Positive | None = None
+    local_steps: Positive | None = None
+    optimiser: OptimiserSpec = OptimiserSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    class_weighting: Literal["none", "balanced"] = "none"
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.local_epochs is not None and self.local_steps is not None:
+            raise ValueError("give local_epochs or local_steps, not both")
+        if self.microbatch is not None and self.microbatch > self.batch_size:
+            raise ValueError(f"microbatch {self.microbatch} must not exceed batch_size {self.batch_size}")
+        return self
+
+    @property
+    def epochs(self) -> int | None:
+        """Local epochs per round; ``None`` when the study counts steps. One where neither is given."""
+        return None if self.local_steps is not None else (self.local_epochs or 1)
+
+
+STRATEGIES = (
+    "fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "qfedavg",
+    "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan",
+)  # fmt: skip
+MODELS = ("cnn", "resnet18", "resnet50", "densenet121")
+
+
+class StrategySpec(Part):
+    name: str = "fedavg"
+    params: Parameters = Field(default_factory=FrozenDict)
+
+
+class EarlyStopping(Part):
+    """Stop after ``patience`` evaluated rounds without ``min_delta`` improvement."""
+
+    patience: Positive
+    metric: Literal["auc", "loss"] = "auc"
+    min_delta: NonNegative = 0.0
+
+
+class FederationSpec(Part):
+    rounds: Positive = 10
+    strategy: StrategySpec = StrategySpec()
+    quorum: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    deadline_s: Annotated[float, Field(gt=0.0)] = 3600.0
+    evaluate_every: Annotated[int, Field(ge=0)] = 1
+    keep: Literal["last", "best"] = "last"
+    early_stopping: EarlyStopping | None = None
+    first_norm_cap: Annotated[float, Field(gt=0.0)] = 1000.0
+    norm_factor: Annotated[float, Field(gt=1.0)] = 10.0
+
+    @model_validator(mode="after")
+    def _needs_evaluation(self) -> Self:
+        if self.evaluate_every == 0 and (self.early_stopping is not None or self.keep == "best"):
+            raise ValueError("early_stopping and keep: best need evaluate_every ≥ 1")
+        return self
+
+
+class ThresholdSpec(Part):
+    """Operating point, chosen on validation only."""
+
+    rule: Literal["youden", "sensitivity"] = "youden"
+    sensitivity: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+
+    @model_validator(mode="after")
+    def _rule_has_value(self) -> Self:
+        if (self.rule == "sensitivity") != (self.sensitivity is not None):
+            raise ValueError("rule: sensitivity needs a sensitivity: value, and only that rule takes one")
+        return self
+
+
+class EvaluationSpec(Part):
+    threshold: ThresholdSpec = ThresholdSpec()
+    bins: Annotated[int, Field(ge=16, le=1 << 20)] = 1 << 14
+    min_cell: Annotated[int, Field(ge=1)] = 1
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    bootstrap: Annotated[int, Field(ge=100)] = 2000
+
+
+class PartitionSpec(Part):
+    """How one dataset becomes several virtual hospitals, by patient."""
+
+    kind: Literal["iid", "dirichlet", "quantity", "pathological", "natural", "device"] = "dirichlet"
+    sites: Annotated[int, Field(ge=1, le=100_000)] = 5
+    alpha: Annotated[float, Field(gt=0.0)] = 0.5
+    classes_per_site: Positive = 1
+    column: Annotated[str, Field(min_length=1)] | None = None
+    device_shift: Fraction = 0.0
+    min_per_site: Annotated[int, Field(ge=1)] = 10
+    min_per_class: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.kind == "natural") != (self.column is not None):
+            raise ValueError("kind: natural needs a column: (site, view, …), and only that kind takes one")
+        if self.kind == "device" and self.device_shift == 0.0:
+            raise ValueError("kind: device needs device_shift: above 0, for example 0.5")
+        return self
+
+
+class GovernanceSpec(Part):
+    """Read by the people who approve the study at a hospital."""
+
+    purpose: str = ""
+    ethics_reference: str = ""
+    contact: str = ""
+    expires: dt.date | None = None
+
+    @field_validator("expires", mode="before")
+    @classmethod
+    def _written_as_a_date(cls, value: Any) -> Any:
+        if value is None or isinstance(value, dt.date):
+            return value
+        if isinstance(value, str) and re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
+            with contextlib.suppress(ValueError):
+                return dt.date.fromisoformat(value)
+        raise ValueError(f"must be a date as YYYY-MM-DD, got {value!r}")

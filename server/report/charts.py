@@ -1,0 +1,330 @@
+"""The report's figures, drawn with matplotlib's SVG back end.
+
+Each function returns a ``matplotlib.figure.Figure`` (so a notebook can show it) made
+inside :func:`drawing`; :func:`svg` turns one into markup that depends on nothing
+but the numbers: no date, fixed ids, text as text in the reader's own font. Colours
+are Okabe and Ito's (2008), told apart by colour-blind readers; line styles repeat them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from markupsafe import Markup
+
+from common.html import clean
+from server.report.results import Curve, Interval, RoundEntry, Site
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FEDERATED, LOCAL, POOLED = "#0072B2", "#D55E00", "#009E73"
+INK, SOFT, GRID = "#1b2430", "#536070", "#dfe4ea"
+ARM_COLOURS = {"federated": FEDERATED, "local": LOCAL, "pooled": POOLED}
+ARM_STYLES = {"federated": "-", "local": ":", "pooled": "--"}
+CLASS_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7f7f7f")
+HATCHES = ("", "///", "...", "xxx")
+SPLITS = ("train", "val", "test")
+WIDTH = 5.0  # inches; about 480 px, readable on a telephone and two to a row on a desk
+MAX_POINTS = 300  # of one curve
+
+_FONT_FAMILY = re.compile(r"(font:[^;\"]*?)'DejaVu Sans'[^;\"]*")
+_UNUSED = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>|<style[^>]*>.*?</style>|(?<=<g) id=\"[^\"]*\"", re.DOTALL)
+_PIXELS = re.compile(r"(<svg[^>]*?) width=\"[^\"]*\" height=\"[^\"]*\"|(<svg[^>]*?) height=\"[^\"]*\"")
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Figures made and written inside look alike. Sets matplotlib's parameters and puts them back."""
+    import matplotlib as mpl
+
+    settings = {
+        "svg.fonttype": "none",
+        "text.parse_math": False,  # a class may be called "$x^$"
+        "font.family": "DejaVu Sans",
+        "font.size": 9.5,
+        "axes.titlesize": 10.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.edgecolor": SOFT,
+        "axes.labelcolor": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": GRID,
+        "grid.linewidth": 0.8,
+        "text.color": INK,
+        "xtick.color": SOFT,
+        "ytick.color": SOFT,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+        "figure.facecolor": "white",
+        "hatch.linewidth": 0.6,
+        "hatch.color": "white",
+    }
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        # The reader's fonts draw the text; what this machine's font lacks does not matter.
+        warnings.filterwarnings("ignore", message=r".*missing from", category=UserWarning)
+        yield
+
+
+def svg(figure: Figure, name: str) -> Markup:
+    """The figure as an ``<svg>`` element. ``name`` keeps its ids apart from other figures' on the page."""
+    import matplotlib as mpl
+
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": f"fedward-{name}"}):
+        figure.savefig(
+            buffer,
+            format="svg",
+            bbox_inches="tight",
+            pad_inches=0.06,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
+    text = buffer.getvalue()
+    text = _UNUSED.sub("", text[text.index("<svg") :])
+    text = _FONT_FAMILY.sub(r"\1system-ui, sans-serif", text)
+    head, rest = text[: text.index(">")], text[text.index(">") :]
+    head = re.sub(r" (?:width|height|version|xmlns(?::xlink)?|id)=\"[^\"]*\"", "", head)
+    return Markup(re.sub(r"\n\s*", "\n", head + rest))  # noqa: S704 - matplotlib escapes the text in it
+
+
+def _short(text: str, limit: int = 26) -> str:
+    return clean(text, limit).replace("\n", " ")
+
+
+def _figure(height: float, width: float = WIDTH) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
+
+
+def _thin(points: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    """At most :data:`MAX_POINTS` indices of ``points``, both ends among them."""
+    return np.unique(np.linspace(0, max(points - 1, 0), min(points, MAX_POINTS)).round().astype(np.intp))
+
+
+def _thin_roc(curve: Curve) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """The curve at no more than :data:`MAX_POINTS` of its points, evenly spaced along its length."""
+    x, y = np.asarray(curve.fpr), np.asarray(curve.tpr)
+    if len(x) <= MAX_POINTS:
+        return x, y
+    length = np.concatenate(([0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))))
+    at = np.searchsorted(length, np.linspace(0.0, length[-1], MAX_POINTS))
+    keep = np.unique(np.concatenate(([0], at.clip(0, len(x) - 1), [len(x) - 1])))
+    return x[keep], y[keep]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named curve of an arm; a faint one is one hospital alone."""
+
+    label: str
+    arm: str
+    curve: Curve
+    faint: bool = False
+
+
+def roc(lines: Sequence[Line], title: str) -> Figure:
+    """ROC curves in the unit square."""
+    figure = _figure(4.1)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)))
+    for line in lines:
+        x, y = _thin_roc(line.curve)
+        axes.plot(
+            x,
+            y,
+            color=ARM_COLOURS.get(line.arm, INK),
+            linestyle="-" if line.faint else ARM_STYLES.get(line.arm, "-"),
+            linewidth=0.9 if line.faint else 2.0,
+            alpha=0.45 if line.faint else 1.0,
+            label=_short(line.label, 40) if line.label else "_",
+            zorder=2 if line.faint else 3,
+        )
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="1 − specificity", ylabel="Sensitivity")
+    axes.set_title(_short(title, 60))
+    axes.set_aspect("equal")
+    _legend(axes, "lower right")
+    return figure
+
+
+@dataclass(frozen=True)
+class History:
+    """One model's rounds; ``kept`` is the round whose weights were kept."""
+
+    label: str
+    arm: str
+    entries: Sequence[RoundEntry]
+    kept: int | None = None
+    faint: bool = False
+
+
+def learning(histories: Sequence[History], key: str, title: str) -> Figure:
+    """A quantity of :class:`RoundEntry` (``val_auc``, ``val_loss``, ``train_loss``) over the rounds."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(3.1)
+    axes = figure.add_subplot()
+    for history in histories:
+        points = [(e.round, value) for e in history.entries if (value := getattr(e, key)) is not None]
+        if not points:
+            continue
+        keep = [points[i] for i in _thin(len(points))]
+        colour = ARM_COLOURS.get(history.arm, INK)
+        axes.plot(
+            [x for x, _ in keep],
+            [y for _, y in keep],
+            color=colour,
+            linestyle="-" if history.faint else ARM_STYLES.get(history.arm, "-"),
+            linewidth=0.9 if history.faint else 2.0,
+            alpha=0.45 if history.faint else 1.0,
+            marker="o" if len(keep) == 1 else "",
+            label=_short(history.label, 40) if history.label else "_",
+        )
+        if not history.faint and (kept := [(x, y) for x, y in points if x == history.kept]):
+            axes.plot(*kept[0], marker="o", markersize=7, markerfacecolor="white", color=colour, markeredgewidth=1.8)
+    axes.set_xlabel("Round")
+    axes.set_title(title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(y=0.12)
+    _legend(axes, "best")
+    return figure
+
+
+def _legend(axes: Axes, place: str) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc=place)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One row of a forest plot."""
+
+    label: str
+    interval: Interval
+    colour: str = FEDERATED
+
+
+def forest(effects: Sequence[Effect], title: str, axis: str) -> Figure:
+    """Differences with their intervals around a line at zero; top row first."""
+    figure = _figure(1.05 + 0.29 * len(effects))
+    axes = figure.add_subplot()
+    axes.axvline(0.0, color=INK, linewidth=1.0)
+    for row, effect in enumerate(effects):
+        value, low, high = effect.interval.value, effect.interval.low, effect.interval.high
+        if low is not None and high is not None:
+            axes.plot([low, high], [row, row], color=effect.colour, linewidth=2.0, solid_capstyle="butt")
+        if value is not None:
+            decided = (low is not None and low > 0.0) or (high is not None and high < 0.0)
+            axes.plot(
+                value, row, "s", color=effect.colour, markersize=6.5, markerfacecolor=effect.colour if decided else "white"
+            )
+    axes.set_yticks(range(len(effects)), [_short(effect.label) for effect in effects])
+    axes.set_ylim(len(effects) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    left, right = axes.get_xlim()
+    reach = max(abs(left), abs(right), 0.005)
+    axes.set_xlim(min(left, -0.15 * reach), max(right, 0.15 * reach))
+    axes.set_xlabel(axis)
+    axes.set_title(title)
+    return figure
+
+
+def partition(sites: Mapping[str, Site], classes: Sequence[str], title: str) -> Figure:
+    """Images per hospital, three bars each (train, val, test), stacked by class."""
+    figure = _figure(0.95 + 0.62 * len(sites))
+    axes = figure.add_subplot()
+    known = [split for split in SPLITS if any(site.images.get(split) for site in sites.values())]
+    step = 0.84 / max(len(known), 1)
+    for row, site in enumerate(sites.values()):
+        for place, split in enumerate(known):
+            y, left = row + (place - (len(known) - 1) / 2) * step, 0
+            for index, name in enumerate(classes):
+                amount = site.classes.get(split, {}).get(name, 0)
+                if amount:
+                    axes.barh(y, amount, step * 0.86, left, color=_class_colour(index), hatch=_class_hatch(index))
+                left += amount
+            if not left:
+                left = site.images.get(split, 0)
+                axes.barh(y, left, step * 0.86, color=SOFT)
+            axes.annotate(
+                f"{split} {left}", (left, y), (4, 0), textcoords="offset points", va="center", fontsize=7.5, color=SOFT
+            )
+    axes.set_yticks(range(len(sites)), [_short(name) for name in sites])
+    axes.set_ylim(len(sites) - 0.45, -0.55)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.16)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("Images")
+    axes.set_title(title, pad=10 + 13 * ((min(len(classes), 12) + 2) // 3))
+    _class_legend(axes, classes)
+    return figure
+
+
+def _class_colour(index: int) -> str:
+    return CLASS_COLOURS[index % len(CLASS_COLOURS)]
+
+
+def _class_hatch(index: int) -> str:
+    return HATCHES[(index // len(CLASS_COLOURS)) % len(HATCHES)]
+
+
+def _class_legend(axes: Axes, classes: Sequence[str]) -> None:
+    from matplotlib.patches import Patch
+
+    shown = 12 if len(classes) <= 12 else 11
+    handles = [
+        Patch(facecolor=_class_colour(i), hatch=_class_hatch(i), label=_short(name, 22))
+        for i, name in enumerate(classes[:shown])
+    ]
+    if len(classes) > shown:
+        handles.append(Patch(facecolor="white", edgecolor=SOFT, label=f"and {len(classes) - shown} more"))
+    axes.legend(
+        handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.2,
+        handlelength=1.2, columnspacing=1.2, fontsize=8.5,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dots:
+    """One row of :func:`dots`: an arm's value in each of several runs."""
+
+    label: str
+    arm: str
+    values: Sequence[Interval]
+
+
+def dots(rows: Sequence[Dots], title: str, axis: str) -> Figure:
+    """Values as points, with intervals where there are any; one row each, top first."""
+    figure = _figure(1.05 + 0.34 * len(rows))
+    axes = figure.add_subplot()
+    for row, item in enumerate(rows):
+        colour = ARM_COLOURS.get(item.arm, INK)
+        defined = [i for i in item.values if i.value is not None]
+        for place, interval in enumerate(defined):
+            y = row + (place - (len(defined) - 1) / 2) * min(0.5 / max(len(defined), 1), 0.16)
+            if interval.low is not None and interval.high is not None:
+                axes.plot([interval.low, interval.high], [y, y], color=colour, linewidth=1.2, alpha=0.7)
+            axes.plot(interval.value or 0.0, y, "o", color=colour, markersize=5.5)
+    axes.set_yticks(range(len(rows)), [_short(item.label) for item in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.08)
+    axes.set_xlabel(axis)
+    axes.set_title(title)
+    return figure

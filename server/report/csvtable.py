@@ -1,0 +1,55 @@
+"""``metrics.csv``: one line per run, arm, group of test patients, class and metric."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+
+from server.report.results import Interval, Metrics, Run
+
+HEADER = (
+    "study", "study_hash", "synthetic", "seed", "repeat", "engine",
+    "arm", "trained_by", "tested_on", "class", "metric", "value", "low", "high",
+)  # fmt: skip
+
+
+def metrics_csv(runs: Sequence[Run]) -> str:
+    """The table as text (RFC 4180); undefined numbers are empty, others have all their digits."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(HEADER)
+    for run in runs:
+        head = (run.name, run.study_hash, str(run.synthetic).lower(), run.seed, run.repeat, run.engine)
+        for arm, trained, tested, label, metric, interval in _lines(run):
+            names = map(_text, (arm, trained, tested, label, metric))
+            numbers = ("" if x is None else repr(x) for x in (interval.value, interval.low, interval.high))
+            writer.writerow([*map(_text, head), *names, *numbers])
+    return buffer.getvalue()
+
+
+def _lines(run: Run) -> Iterator[tuple[str, str, str, str, str, Interval]]:
+    """arm, who trained, whose patients, class, metric, value."""
+    for name, arm in run.arms.items():
+        trained = "each alone" if name == "local" else "all"
+        yield from _metrics(name, trained, "all", "", arm.model.test)
+        for label, metrics in arm.model.per_class.items():
+            yield from _metrics(name, trained, "all", label, metrics)
+        for site, metrics in arm.own.items():
+            yield from _metrics(name, site if name == "local" else "all", site, "", metrics)
+        for site, metrics in arm.everyone.items():
+            yield from _metrics(name, site, "all", "", metrics)
+    for d in run.differences:
+        yield f"{d.a} - {d.b}", "", d.on, "", d.metric, d.interval
+
+
+def _metrics(
+    arm: str, trained: str, tested: str, label: str, metrics: Metrics
+) -> Iterator[tuple[str, str, str, str, str, Interval]]:
+    for metric, interval in metrics.items():
+        yield arm, trained, tested, label, metric, interval
+
+
+def _text(value: object) -> object:
+    """A spreadsheet runs a cell that begins like a formula (CWE-1236): text that does is quoted."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r", "\n"} else value

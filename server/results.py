@@ -1,0 +1,123 @@
+"""What came of an arm: its kept model, thresholds and test result, as JSON and as files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import RunError
+from common.files import write_atomically
+from common.metrics import Counts, Layout, Summary, Thresholds, choose_threshold
+from common.study import Study
+from common.weights import Weights, save
+from server.checkpoints import Progress
+from server.rounds import Work
+from server.testing import Tested
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished arm: its kept model, and what became of its rounds."""
+
+    work: Work
+    progress: Progress
+    thresholds: Thresholds
+
+    @property
+    def weights(self) -> Weights:
+        return self.progress.kept
+
+    @property
+    def name(self) -> str:
+        return self.work.arm
+
+
+def finish(work: Work, progress: Progress) -> Trained:
+    """An arm whose rounds are over, with thresholds from the kept model's validation counts."""
+    counts = Counts.from_arrays(progress.validation, Layout.of(work.study))
+    return Trained(work, progress, choose_threshold(counts, work.study.evaluation.threshold))
+
+
+def scored_classes(study: Study) -> tuple[str, ...]:
+    """Names of the score columns: of a binary task only the positive class."""
+    return study.class_names[1:] if study.task == "binary" else study.class_names
+
+
+def thresholds_json(thresholds: Thresholds, study: Study) -> dict[str, float]:
+    """Class -> the score from which an image counts as positive; empty for multiclass (argmax)."""
+    return dict(zip(scored_classes(study), thresholds.edges.tolist(), strict=False))
+
+
+def summary_json(summary: Summary, study: Study) -> dict[str, Any]:
+    """A summary as it stands in ``results.json``."""
+    names = scored_classes(study)
+    found: dict[str, Any] = {
+        "test": {metric: interval.to_dict() for metric, interval in summary.overall.items()},
+        "per_class": {
+            name: {metric: interval.to_dict() for metric, interval in summary.per_class[index].items()}
+            for index, name in enumerate(names)
+        },
+        "roc": {},
+    }
+    for index, name in enumerate(names):
+        curve = summary.roc(index)
+        if curve is not None:
+            fpr, tpr = (np.round(axis, 5).tolist() for axis in curve)
+            found["roc"][name] = {"fpr": fpr, "tpr": tpr}
+    if summary.confusion is not None:
+        if study.task == "multiclass":
+            found["confusion_matrix"] = summary.confusion.tolist()
+        else:
+            tables = summary.confusion.reshape(-1, 2, 2).tolist()
+            found["confusion"] = dict(zip(names, tables, strict=True))
+    return found
+
+
+def arm_json(arm: Trained, tested: Tested) -> dict[str, Any]:
+    """Training history and test result of one arm, as in ``results.json``."""
+    progress = arm.progress
+    return {
+        "rounds": progress.round,
+        "kept_round": progress.facts["kept_round"],
+        "stopped_early": progress.facts["stopped_early"],
+        "thresholds": thresholds_json(arm.thresholds, arm.work.study),
+        **summary_json(tested.overall, arm.work.study),
+        "history": progress.history,
+    }
+
+
+def write_model(folder: Path, arm: Trained) -> None:
+    """``model.safetensors`` (weights only: equal weights are equal bytes) and ``model.json`` beside it."""
+    study = arm.work.study
+    save(arm.weights, folder / "model.safetensors")
+    card = {
+        "format": FORMAT,
+        "study": json.loads(study.canonical()),
+        "study_hash": study.hash,
+        "arm": arm.name,
+        "repeat": arm.work.repeat,
+        "kept_round": arm.progress.facts["kept_round"],
+        "thresholds": thresholds_json(arm.thresholds, study),
+    }
+    write_atomically(folder / "model.json", json.dumps(card, indent=1).encode())
+
+
+def read_card(folder: Path) -> tuple[Study, Thresholds]:
+    """Study and thresholds of a run's model. Raises :class:`RunError` where there is none."""
+    path = folder / "model.json"
+    try:
+        card: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        study = Study.parse(json.dumps(card["study"], ensure_ascii=False), str(path))
+        edges = [card["thresholds"][name] for name in scored_classes(study)] if study.task != "multiclass" else []
+        return study, Thresholds.at(edges, study.evaluation.bins)
+    except FileNotFoundError:
+        raise RunError(f"{folder} has no model yet; finish it with `fedward simulate --resume {folder}`") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}); run the simulation again") from None

@@ -1,0 +1,76 @@
+"""The last word on a model: two passes over sites' test patients, thresholds from validation only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from common import protocol
+from common.errors import QuorumError
+from common.metrics import Counts, Layout, Moments, Reference, Summary, Thresholds, summarise
+from common.weights import Weights
+from server.rounds import Link, Work, ask
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A model's test result on everybody's patients, and on each site's own."""
+
+    overall: Summary
+    sites: Mapping[str, Summary]
+    bytes: int
+
+
+def test_model(
+    link: Link,
+    work: Work,
+    weights: Weights,
+    thresholds: Thresholds,
+    sites: Mapping[str, int],
+    *,
+    own: Mapping[str, int],
+    split: str = "test",
+) -> Tested:
+    """Test ``weights`` on ``sites`` together, and on each of ``own`` by itself.
+
+    First pass: histograms, merged. Second pass: per-patient placement sums against the
+    merged histogram, for intervals clustered by patient. Raises :class:`QuorumError` when
+    a site does not answer: a test result without it would be another population's.
+    """
+    deadline = work.deadline_s or work.study.federation.deadline_s
+    layout = Layout.of(work.study)
+    task = work.task(work.study.federation.rounds)
+    sealed = protocol.seal(protocol.EvaluateRequest(task, split, weights))
+    moved = sealed.bytes * len(sites)
+    counts: dict[str, Counts] = {}
+    for answer in ask(link, sealed, sites, deadline):
+        if not isinstance(answer.reply, protocol.StatisticsReply):
+            raise QuorumError(f"{answer.site} did not test the model ({answer.reason}); mend it and --resume")
+        counts[answer.site] = Counts.from_arrays(answer.reply.statistics, layout)
+        moved += answer.bytes
+    merged = Counts.zero(layout)
+    for site in sorted(counts):
+        merged += counts[site]
+
+    def second(reference: Reference, group: Mapping[str, int]) -> Summary:
+        nonlocal moved
+        sealed = protocol.seal(protocol.MomentsRequest(task, split, weights, reference.to_arrays()))
+        moved += sealed.bytes * len(group)
+        parts: dict[str, Moments] = {}
+        for answer in ask(link, sealed, group, deadline):
+            if not isinstance(answer.reply, protocol.StatisticsReply):
+                raise QuorumError(f"{answer.site} did not test the model ({answer.reason}); mend it and --resume")
+            parts[answer.site] = Moments.from_arrays(answer.reply.statistics, layout)
+            moved += answer.bytes
+        total = Moments.zero(layout)
+        for site in sorted(parts):  # floats: added in site order, so that arrival does not show
+            total += parts[site]
+        return summarise(reference, total, work.study.evaluation.confidence)
+
+    overall = second(Reference(merged, thresholds), sites)
+    alone = {
+        site: second(Reference(counts[site], thresholds), {site: node})
+        for site, node in own.items()
+        if counts[site].images
+    }
+    return Tested(overall, alone, moved)

@@ -1,0 +1,1 @@
+"""One machine plays the whole federation."""

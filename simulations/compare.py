@@ -1,0 +1,96 @@
+"""Arms against each other on the same patients: paired bootstrap, where one owner holds all scores.
+
+A real federation has no such owner; there, arms are compared by their intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.app import Resident
+from client.evaluation import Scores
+from common.randomness import seed_for
+from common.study import Study
+from server.results import Trained
+from simulations.bootstrap import paired_bootstrap
+
+METRICS = ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity")
+MOST_SITES = 50
+
+
+def everybody(
+    resident: Resident, directories: Mapping[str, Path], arm: Trained, study: Study
+) -> tuple[Scores, NDArray[np.int64]]:
+    """One arm's scores on all hospitals' test patients, and the hospital of each image."""
+    parts = []
+    for number, directory in enumerate(directories.values()):
+        scores = resident.scores(resident.site(directory), study, "test", arm.weights)
+        parts.append((scores, np.full(len(scores.patients), number)))
+    offset, patients = 0, []
+    for scores, _ in parts:
+        patients.append(scores.patients + offset)
+        offset += int(scores.patients.max(initial=-1)) + 1
+    joined = Scores(
+        np.concatenate([scores.scores for scores, _ in parts]),
+        np.concatenate([scores.targets for scores, _ in parts]),
+        np.concatenate(patients),
+        np.concatenate([scores.loss for scores, _ in parts]),
+    )
+    return joined, np.concatenate([owner for _, owner in parts])
+
+
+def differences(
+    resident: Resident, directories: Mapping[str, Path], trained: Mapping[str, Trained], study: Study, repeat: int
+) -> list[dict[str, Any]]:
+    """Federated minus every other arm: on everybody's test patients, and against a hospital alone also on its own."""
+    if "federated" not in trained or len(trained) == 1:
+        return []
+    sites = list(directories)
+    ours, owner = everybody(resident, directories, trained["federated"], study)
+    found: list[dict[str, Any]] = []
+    for name, arm in trained.items():
+        if name == "federated" or (name.startswith("local:") and len(sites) > MOST_SITES):
+            continue
+        theirs, _ = everybody(resident, directories, arm, study)
+        groups: list[tuple[str, NDArray[np.bool_]]] = [("all", np.ones(len(owner), bool))]
+        if name.startswith("local:"):
+            site = name.removeprefix("local:")
+            groups.append((site, owner == sites.index(site)))
+        for group, mask in groups:
+            found += _compare(name, group, mask, ours, theirs, (trained["federated"], arm), study, repeat)
+    return found
+
+
+def _compare(
+    name: str,
+    group: str,
+    mask: NDArray[np.bool_],
+    ours: Scores,
+    theirs: Scores,
+    arms: Sequence[Trained],
+    study: Study,
+    repeat: int,
+) -> list[dict[str, Any]]:
+    rows = []
+    if not mask.any():
+        return []
+    for metric in METRICS:
+        edges = [None if study.task == "multiclass" else arm.thresholds.edges for arm in arms]
+        difference = paired_bootstrap(
+            ours.scores[mask],
+            theirs.scores[mask],
+            ours.targets[mask],
+            ours.patients[mask],
+            metric,
+            *edges,
+            resamples=study.evaluation.bootstrap,
+            confidence=study.evaluation.confidence,
+            seed=seed_for(study.seed, repeat, group, "bootstrap"),
+        )
+        rows.append({"a": "federated", "b": name, "metric": metric, "on": group, **difference.to_dict()})
+    return rows

@@ -1,0 +1,169 @@
+"""What a run says while it works: live bars on a terminal, plain lines when piped, JSON lines for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+Event = Mapping[str, Any]
+
+
+class JsonProgress:
+    """Every event as one JSON line on ``stream``."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __call__(self, event: Event) -> None:
+        self._stream.write(json.dumps(event, ensure_ascii=False) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def opening(event: Event) -> list[str]:
+    """The first lines of a run, for terminal and pipe alike."""
+    images = {split: sum(site[split] for site in event["sites"].values()) for split in ("train", "val", "test")}
+    kind = "SYNTHETIC data" if event["synthetic"] else "real images"
+    lines = [
+        f"{event['study']}: {event['source']}, {kind}",
+        f"{len(event['sites'])} hospitals, {images['train']} training, {images['val']} validation and "
+        f"{images['test']} test images, each in its hospital's encrypted vault",
+    ]
+    if event["images_without_patient"]:
+        lines.append(f"{event['images_without_patient']} images without a patient: each counts as its own patient")
+    if event["unreadable"]:
+        lines.append(f"{event['unreadable']} unreadable images left out; the report lists them")
+    return lines
+
+
+def problems(event: Event) -> list[str]:
+    """A line for each site whose reply did not count in this round."""
+    return [
+        f"round {event['round']}, {site}: {facts['status']}"
+        for site, facts in sorted(event["sites"].items())
+        if facts.get("status") not in ("ok", None)
+    ]
+
+
+def numbers(event: Event) -> str:
+    parts = [f"loss {event['train_loss']:.3f}"]
+    if event["val_loss"] is not None:
+        parts.append(f"val loss {event['val_loss']:.3f}")
+    if event["val_auc"] is not None:
+        parts.append(f"val AUC {event['val_auc']:.3f}")
+    return "  ".join(parts)
+
+
+class PlainProgress:
+    """One line per round, for pipes and logs; with the time that the arm still needs."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
+        self._begun: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def _line(self, text: str) -> None:
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def __call__(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "started":
+            for line in opening(event):
+                self._line(line)
+        elif kind == "round":
+            key = (event["arm"], event["repeat"])
+            begun, first = self._begun.setdefault(key, (self._clock() - event["wall_s"], event["round"] - 1))
+            per_round = (self._clock() - begun) / (event["round"] - first)
+            left = per_round * (event["rounds"] - event["round"])
+            repeat = f" #{event['repeat'] + 1}" if event["repeat"] else ""
+            self._line(
+                f"{event['arm']}{repeat} round {event['round']}/{event['rounds']}  {numbers(event)}  {left:.0f} s left"
+            )
+            for line in problems(event):
+                self._line("  ! " + line)
+        elif kind == "resumed":
+            self._line(f"{event['arm']} continues after round {event['round']}")
+        elif kind == "testing":
+            self._line("testing the models on everybody's test patients")
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class TerminalProgress:
+    """A live bar per arm."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description:<18}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[numbers]}"),
+            console=self._console,
+        )
+        self._tasks: dict[tuple[str, int], TaskID] = {}
+
+    def __call__(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "started":
+            for line in opening(event):
+                self._console.print(line, markup=False, highlight=False)
+            self._progress.start()
+        elif kind in ("round", "resumed"):
+            key = (event["arm"], event["repeat"])
+            if key not in self._tasks:
+                name = event["arm"] + (f" #{event['repeat'] + 1}" if event["repeat"] else "")
+                self._tasks[key] = self._progress.add_task(name, total=event.get("rounds"), numbers="")
+            shown = numbers(event) if kind == "round" else "continues"
+            self._progress.update(self._tasks[key], completed=event["round"], total=event.get("rounds"), numbers=shown)
+            for line in problems(event) if kind == "round" else []:
+                self._console.print("  ! " + line, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def choose_progress(as_json: bool) -> JsonProgress | PlainProgress | TerminalProgress:
+    """JSON on stdout when asked for; live on a terminal; plain lines on stderr otherwise."""
+    if as_json:
+        return JsonProgress(sys.stdout)
+    return TerminalProgress() if sys.stderr.isatty() else PlainProgress(sys.stderr)
+
+
+def closing(result: Mapping[str, Any]) -> list[str]:
+    """The last lines of a run: each arm's test result and who gained."""
+    lines = ["", f"{'on all test patients':<22}{'AUC':>22}{'sensitivity':>14}{'specificity':>14}"]
+    for arm, found in result["arms"].items():
+        name = "alone (mean)" if arm == "local" else arm
+        auc, sensitivity, specificity = (found["test"][key] for key in ("auc", "sensitivity", "specificity"))
+        lines.append(f"{name:<22}{_interval(auc):>22}{_number(sensitivity):>14}{_number(specificity):>14}")
+    gains = [
+        row
+        for row in result["differences"]
+        if row["metric"] == "auc" and row["on"] == "all" and row["value"] is not None
+    ]
+    for row in gains:
+        name = row["b"].removeprefix("local:") + (" alone" if row["b"].startswith("local:") else "")
+        verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "cannot tell"
+        lines.append(
+            f"federated - {name:<16} AUC {row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]  {verdict}"
+        )
+    return lines
+
+
+def _number(cell: Mapping[str, Any]) -> str:
+    return "-" if cell["value"] is None else f"{cell['value']:.3f}"
+
+
+def _interval(cell: Mapping[str, Any]) -> str:
+    return "-" if cell["value"] is None else f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"

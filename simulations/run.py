@@ -1,0 +1,312 @@
+"""One simulation from study to report: a run's folder, its resumption, its results."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from flwr.serverapp import Grid
+
+from common.errors import Interrupted, RunError
+from common.files import write_atomically
+from common.study import Study
+from server.events import EventLog, JsonLines, Sink
+from server.report import write_metrics_csv, write_report
+from server.results import Trained, arm_json, write_model
+from server.rounds import Link, survey
+from simulations import environment
+from simulations.arms import ARMS, ArmName, local_json, test_all, train_all, works
+from simulations.compare import differences
+from simulations.datasets import Source
+from simulations.engine import InProcessGrid, run_on_ray
+from simulations.environment import Stopwatch
+from simulations.sites import POOLED, Machine, Prepared, prepare_sites
+
+FORMAT = 1
+Engine = Literal["inprocess", "ray"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a simulation is asked to do, besides its study."""
+
+    arms: Sequence[ArmName] = ARMS
+    repeats: int = 1
+    engine: Engine = "inprocess"
+    workers: int = 1
+    threads: int = 1
+    device: str = "cpu"
+    base: str = "."
+
+
+@dataclass(frozen=True)
+class Folder:
+    """``runs/<id>/``: what stands where."""
+
+    path: Path
+
+    @property
+    def sites(self) -> Path:
+        return self.path / "sites"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "run.json"
+
+    def repeat(self, number: int, repeats: int) -> Path:
+        return self.path if repeats == 1 else self.path / f"repeat-{number + 1}"
+
+    def checkpoints(self, number: int) -> Path:
+        return self.path / "state" / f"repeat-{number + 1}"
+
+
+@dataclass
+class Run:
+    """A prepared run: study, plan, and the virtual hospitals on disk."""
+
+    folder: Folder
+    study: Study
+    plan: Plan
+    prepared: Prepared
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    @classmethod
+    def start(cls, study: Study, plan: Plan, source: Source, out: Path, stopwatch: Stopwatch) -> Run:
+        """Make the run's folder and its virtual hospitals. Raises :class:`RunError` where ``out`` is in use.
+
+        On any error, Ctrl-C included, a folder made here is removed again.
+        """
+        folder = Folder(out)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise RunError(
+                f"{out} exists and is not empty; choose another --out, or continue that run with --resume {out}"
+            )
+        made = not out.exists()
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            with stopwatch.phase("vaults"):
+                prepared = prepare_sites(study, source, folder.sites, Machine(plan.device, plan.threads))
+            run = cls(folder, study, plan, prepared, stopwatch)
+            run._save()
+        except OSError as error:
+            if made:
+                shutil.rmtree(out, ignore_errors=True)
+            raise RunError(
+                f"cannot write to {out}: {error.strerror}; free some space or choose another --out"
+            ) from None
+        except BaseException:
+            if made:
+                shutil.rmtree(out, ignore_errors=True)
+            raise
+        return run
+
+    @classmethod
+    def resume(cls, out: Path, stopwatch: Stopwatch, **changes: Any) -> Run:
+        """Open a run that was interrupted. Only how it runs (workers, engine) may change, never what it computes."""
+        folder = Folder(out)
+        try:
+            saved = json.loads(folder.manifest.read_text(encoding="utf-8"))
+            study = Study.parse(saved["study"], str(folder.manifest))
+            plan = Plan(**{**saved["plan"], **changes})
+            prepared = Prepared(**saved["prepared"])
+        except FileNotFoundError:
+            raise RunError(f"{out} is not a run that can be resumed: it has no run.json; start it anew") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{folder.manifest} is damaged ({type(error).__name__}); start the run anew") from None
+        return cls(folder, study, plan, prepared, stopwatch)
+
+    def _save(self) -> None:
+        saved = {
+            "format": FORMAT,
+            "study": self.study.canonical().decode(),
+            "plan": asdict(self.plan),
+            "prepared": self.prepared.json(),
+        }
+        write_atomically(self.folder.manifest, json.dumps(saved, indent=1).encode())
+
+    @property
+    def directories(self) -> dict[str, Path]:
+        """The hospitals' directories, by alias."""
+        return {site: self.folder.sites / site for site in self.prepared.sites}
+
+    def execute(self, *sinks: Sink) -> list[dict[str, Any]]:
+        """Train and test every arm of every repeat and write the report. Returns the repeats' results."""
+        stop = threading.Event()
+        lines = JsonLines.append_to(self.folder.path / "events.jsonl")
+        events = EventLog(lines, *sinks)
+        homes = [*self.directories.values(), self.folder.sites / POOLED]
+        try:
+            events.emit("started", study=self.study.name, study_hash=self.study.hash, **self._facts())
+
+            def play(grid: Grid) -> list[dict[str, Any]]:
+                return self._play(Link(grid, events, stop=stop))
+
+            if self.plan.engine == "ray":
+                results = run_on_ray(homes, play, workers=self.plan.workers)
+            else:
+                with contextlib.closing(
+                    InProcessGrid(homes, workers=self.plan.workers, threads=self.plan.threads)
+                ) as grid:
+                    results = play(grid)
+            self._finish(results)
+            events.emit("finished", wall_s=results[0]["wall_s"], cpu_s=results[0]["cpu_s"], report="report.html")
+        except KeyboardInterrupt:
+            stop.set()
+            events.emit("interrupted")
+            raise Interrupted(f"stopped; finished rounds are kept: continue with --resume {self.folder.path}") from None
+        finally:
+            lines.close()
+        return results
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "source": self.prepared.source,
+            "synthetic": self.prepared.synthetic,
+            "sites": {site: facts["images"] for site, facts in self.prepared.sites.items()},
+            "unreadable": len(self.prepared.unreadable),
+            "images_without_patient": self.prepared.images_without_patient,
+            "arms": list(self.plan.arms),
+            "repeats": self.plan.repeats,
+            "rounds": self.study.federation.rounds,
+        }
+
+    def _play(self, link: Link) -> list[dict[str, Any]]:
+        found = survey(link, self.study)
+        nodes = {alias: node for alias, (node, _) in found.items()}
+        missing = [site for site in (*self.directories, POOLED) if site not in nodes]
+        if missing:
+            raise RunError(f"{', '.join(missing[:5])} cannot be opened; see the messages above, or start the run anew")
+        return [self._repeat(link, nodes, number) for number in range(self.plan.repeats)]
+
+    def _repeat(self, link: Link, nodes: Mapping[str, int], number: int) -> dict[str, Any]:
+        plan, study = self.plan, self.study
+        workers = plan.workers if plan.engine == "inprocess" else 1
+        hospitals = {site: nodes[site] for site in self.directories}
+        made = works(study, plan.arms, number, nodes, self.folder.checkpoints(number), Path(plan.base), workers)
+        with self.stopwatch.phase("training"):
+            trained = train_all(link, made, workers)
+        link.events.emit("testing", repeat=number)
+        with self.stopwatch.phase("testing"):
+            tested = test_all(link, trained, hospitals, workers)
+        with self.stopwatch.phase("comparing"), _resident(link.grid) as resident:
+            compared = differences(resident, self.directories, trained, study, number)
+        arms: dict[str, Any] = {}
+        for name in ("federated", "pooled"):
+            if name in trained:
+                arms[name] = arm_json(trained[name], tested[name])
+                own = tested[name].sites
+                arms[name]["sites"] = {
+                    site: {
+                        "test": {metric: cell.to_dict() for metric, cell in own[site].overall.items()}
+                        if site in own
+                        else {}
+                    }
+                    for site in hospitals
+                }
+        alone = {
+            site: (trained[f"local:{site}"], tested[f"local:{site}"])
+            for site in hospitals
+            if f"local:{site}" in trained
+        }
+        if alone:
+            arms["local"] = local_json(alone)
+        moved = sum(record["bytes"] for arm in trained.values() for record in arm.progress.history)
+        moved += sum(result.bytes for result in tested.values())
+        result = self._result(number, arms, compared, moved)
+        self._write_repeat(number, result, trained)
+        return result
+
+    def _result(self, number: int, arms: dict[str, Any], compared: list[dict[str, Any]], moved: int) -> dict[str, Any]:
+        first = arms.get("federated") or arms.get("pooled") or next(iter(arms["local"]["sites"].values()))
+        return {
+            "format": FORMAT,
+            "fedward": environment.version(),
+            "study_hash": self.study.hash,
+            "study": self.study.model_dump(mode="json"),
+            "synthetic": self.prepared.synthetic,
+            "source": self.prepared.source,
+            "task": self.study.task,
+            "classes": list(self.study.class_names),
+            "seed": self.study.seed,
+            "repeat": number,
+            "engine": self.plan.engine,
+            "workers": self.plan.workers,
+            "threads": self.plan.threads,
+            "device": self.plan.device,
+            "rounds": first["rounds"],
+            "bytes_sent": moved,
+            "sites": self.prepared.sites,
+            "images_without_patient": self.prepared.images_without_patient,
+            "unlabelled": self.prepared.unlabelled,
+            "unreadable": self.prepared.unreadable,
+            "heterogeneity": self.prepared.heterogeneity,
+            "environment": environment.describe(),
+            "arms": arms,
+            "differences": compared,
+            **self.stopwatch.json(),
+        }
+
+    def _write_repeat(self, number: int, result: dict[str, Any], trained: Mapping[str, Trained]) -> None:
+        folder = self.folder.repeat(number, self.plan.repeats)
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / "results.json", json.dumps(result, indent=1).encode())
+        kept = trained.get("federated") or trained.get("pooled") or next(iter(trained.values()))
+        write_model(folder, kept)
+
+    def _finish(self, results: list[dict[str, Any]]) -> None:
+        top = self.folder.path
+        with self.stopwatch.phase("report"):
+            if self.plan.repeats > 1:
+                for number in range(self.plan.repeats):
+                    write_report([results[number]], self.folder.repeat(number, self.plan.repeats))
+                first = self.folder.repeat(0, self.plan.repeats)
+                for name in ("model.safetensors", "model.json"):
+                    write_atomically(top / name, (first / name).read_bytes())
+            write_metrics_csv(results, top / "metrics.csv")
+            write_report(results, top)
+        summary = dict(results[0]) | self.stopwatch.json()
+        if self.plan.repeats > 1:
+            summary["repeats"] = environment.spread(results)
+        write_atomically(top / "results.json", json.dumps(summary, indent=1).encode())
+
+
+@contextlib.contextmanager
+def _resident(grid: Grid) -> Iterator[Any]:
+    """This process's open sites: the in-process engine has them already."""
+    from client.app import Resident
+
+    if isinstance(grid, InProcessGrid):
+        yield grid.resident
+        return
+    resident = Resident()
+    try:
+        yield resident
+    finally:
+        resident.close()
+
+
+def free_space_or_raise(path: Path, needed: int) -> None:
+    """Raise :class:`RunError` before writing where the disk cannot hold ``needed`` bytes."""
+    home = path
+    while not home.exists():
+        home = home.parent
+    free = shutil.disk_usage(home).free
+    if free < needed:
+        raise RunError(
+            f"{path} needs about {needed >> 20} MB, {free >> 20} MB are free; free some space or choose another --out"
+        )
+
+
+def default_out(study: Study, now: Callable[[], str]) -> Path:
+    """``runs/<time>-<study name>``."""
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in study.name.lower())
+    return Path("runs") / f"{now()}-{name}"
+
+
+__all__ = ["Engine", "Folder", "Plan", "Run", "default_out", "free_space_or_raise"]

@@ -1,0 +1,93 @@
+"""What every test shares: one thread, no telemetry, fixtures for what may be missing, Hypothesis profiles."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before torch, ray or flwr is imported anywhere: these are read once, at import.
+for _name, _value in {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DISABLE_MEMORY_MONITOR": "1",
+    "MPLBACKEND": "Agg",
+}.items():
+    os.environ[_name] = _value
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parents[1]
+IN_CI = os.environ.get("FEDWARD_CI") == "1"
+"""Set by ``.ci/run``, which installs the services that tests need: there a missing one is a failure."""
+SOAK = os.environ.get("FEDWARD_SOAK") == "1"
+"""Set by ``make soak``: full matrices instead of seeded samples."""
+
+_SLOW_DRAWS = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True, suppress_health_check=_SLOW_DRAWS)
+settings.register_profile("dev", deadline=None, print_blob=True, suppress_health_check=_SLOW_DRAWS)
+settings.register_profile("soak", parent=settings.get_profile("dev"), max_examples=5000)
+settings.load_profile("soak" if SOAK else "ci" if IN_CI else "dev")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Quick tests first, slow ones last; GPU tests only where a GPU is."""
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu and not _cuda_is_available():
+        config.hook.pytest_deselected(items=gpu)
+        items[:] = [item for item in items if item not in set(gpu)]
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def _cuda_is_available() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> Iterator[None]:
+    """A test that changes torch's thread count changes it for itself only."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _flower_home() -> Iterator[None]:
+    """Flower's configuration and local federation in a folder of their own, never in the user's home."""
+    with tempfile.TemporaryDirectory(prefix="fedward-flwr-", ignore_cleanup_errors=True) as home:
+        os.environ["FLWR_HOME"] = home
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real images and papers beside the repository, or where FEDWARD_SHARED says."""
+    path = Path(os.environ.get("FEDWARD_SHARED", ROOT.parent / "shared"))
+    if not path.is_dir():
+        pytest.skip("no ../shared beside the repository, and FEDWARD_SHARED names none")
+    return path
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of a Chromium that can run headless."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        found = shutil.which(name)
+        if found:
+            return found
+    if IN_CI:
+        pytest.fail("Chromium is missing; .ci/run should have installed it")
+    pytest.skip("Chromium is not installed: apt-get install chromium")
