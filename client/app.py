@@ -8,7 +8,6 @@ study, prepared views) is a cache: losing it changes no number.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -59,9 +58,8 @@ class Resident:
         key = (study.model.model_dump_json() + study.image.model_dump_json() + str(study.outputs), str(device))
         model = self._models.pop(key, None)
         if model is None:
-            model = build(study, seed_for(study.seed, 0, "weights")).to(device)
-            if device.type == "cuda":
-                model = model.to(memory_format=torch.channels_last)
+            model = build(study, seed_for(study.seed, 0, "weights"))
+            model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._models[key] = model
         if len(self._models) > 2:
             self._models.popitem(last=False)
@@ -178,13 +176,14 @@ class Directories:
 
 
 def locate_by_config(context: Context) -> Path:
-    """Where stock Flower runs our app: ``site-dir`` in the node's config, or one of a run's virtual sites."""
+    """Where stock Flower runs our app: ``site-dir`` in the node's configuration, or one of a run's virtual sites."""
     if "site-dir" in context.node_config:
         return Path(str(context.node_config["site-dir"]))
-    run = context.run_config.get("run") or os.environ.get("FEDWARD_RUN")
-    if not run:
+    if "partition-id" not in context.node_config:
         raise ProtocolError("this node has no site; start it with --node-config 'site-dir=\"DIR\"'")
-    return Path(str(run)) / "sites" / f"site-{int(context.node_config['partition-id']) + 1}"
+    named = context.run_config.get("run")
+    run = Path(str(named)) if named else Path.home() / ".fedward" / "runs" / str(context.run_id)
+    return run / "sites" / f"site-{int(context.node_config['partition-id']) + 1}"
 
 
 app = make_app(locate_by_config)

@@ -37,9 +37,9 @@ def predict(model: nn.Module, view: View, study: Study) -> Scores:
     outputs: list[torch.Tensor] = []
     with torch.inference_mode():
         for start in range(0, len(view), BATCH):
-            images = view.images[start : start + BATCH].float().div_(255.0)
+            images = view.floats(torch.arange(start, min(start + BATCH, len(view)), device=device))
             with precision(device):
-                logits = model(layout(images, device))
+                logits = model(layout(images))
             outputs.append(logits.float().cpu())
     logits = torch.cat(outputs).double() if outputs else torch.zeros((0, study.outputs), dtype=torch.float64)
     targets = view.targets.cpu().double()

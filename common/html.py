@@ -10,9 +10,7 @@ and the result is one self-contained file. The only exception to escaping is
 from __future__ import annotations
 
 import functools
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from markupsafe import Markup
 
-from common.errors import RunError
+from common.files import write_atomically
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -133,9 +131,10 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names with their values, as a definition list."""
+    """Names with their values, as a definition list; in one column where the values are sentences (``wide``)."""
 
     items: Sequence[tuple[str, str]]
+    wide: bool = False
     kind: ClassVar[str] = "facts"
 
 
@@ -225,32 +224,12 @@ def render(page: Page) -> str:
     environment = _environment()
     source, _, _ = environment.loader.get_source(environment, "page.css")  # type: ignore[union-attr]
     return environment.get_template("page.html").render(
-        page=page, style=Markup(source), policy=CONTENT_SECURITY_POLICY  # noqa: S704 - our own style sheet
+        page=page,
+        style=Markup(source),  # noqa: S704 - our own style sheet
+        policy=CONTENT_SECURITY_POLICY,
     )
 
 
 def write(page: Page, path: Path) -> None:
-    """Render ``page`` into ``path`` (see :func:`write_text`)."""
-    write_text(render(page), path)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Put ``text`` (UTF-8) at ``path`` whole or not at all. Raises :class:`RunError`."""
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise RunError(
-            f"{path}: cannot be written: {error.strerror or error}; free space or choose another folder"
-        ) from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    """Render ``page`` into ``path``, whole or not at all. Raises :class:`~common.errors.RunError`."""
+    write_atomically(path, render(page).encode())

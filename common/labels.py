@@ -51,9 +51,12 @@ def targets(study: Study, labels: Sequence[Labels]) -> NDArray[np.float32]:
         result[row] = 0.0
         result[row, found] = 1.0
     if unknown:
-        listed = ", ".join(f"{value!r} ({count} image{'s' * (count > 1)})" for value, count in sorted(unknown.items())[:8])
+        listed = ", ".join(
+            f"{value!r} ({count} image{'s' * (count > 1)})" for value, count in sorted(unknown.items())[:8]
+        )
+        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
         raise DataError(
-            f"labels outside the study's classes: {listed}; map them under classes:, "
+            f"labels outside the study's classes: {listed}{more}; map them under classes:, "
             "or list them under data.other or data.uncertain"
         )
     return result

@@ -140,7 +140,10 @@ def check_like(weights: Weights, template: Weights) -> None:
 
 
 def to_arrays(weights: Weights, types: Sequence[str] = DTYPES) -> ArrayRecord:
-    """Flower's record of the weights (or, with :data:`STATISTICS`, of statistics). Each array is stored as Flower itself does it (NPY 1.0), with one copy."""
+    """Flower's record of the weights, or of statistics where ``types`` is :data:`STATISTICS`.
+
+    Each array is stored as Flower itself does it (NPY 1.0), with one copy. Raises :class:`ModelError` for other types.
+    """
     from flwr.app import Array, ArrayRecord
 
     record = ArrayRecord()

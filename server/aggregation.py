@@ -7,7 +7,6 @@ every reply (krum, median, …) get them sorted by site.
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +22,6 @@ from common.protocol import TrainReply
 from common.study import Study
 from common.weights import Weights, to_arrays
 from server.strategies import build_strategy
-
-logging.getLogger("flwr").setLevel(logging.ERROR)
 
 _SCALE = float(2**32)
 _LIMIT = float(2**31)

@@ -46,7 +46,7 @@ _GROUPS = ("weights", "strategy", "kept", "validation")
 def save_progress(path: Path, progress: Progress, *, key: Mapping[str, Any]) -> None:
     """Write ``progress`` atomically. ``key`` names the work (study hash, arm, repeat) it belongs to."""
     tensors = {
-        f"{group}:{name}": np.ascontiguousarray(value)
+        f"{group}:{name}": np.array(value, order="C")
         for group in _GROUPS
         for name, value in getattr(progress, group).items()
     }

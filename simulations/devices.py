@@ -22,7 +22,7 @@ from common.randomness import generator
 HOUNSFIELD = (-1024.0, 3071.0)  # the 12 bits of a CT
 DEPTHS = (4095.0, 16383.0, 65535.0)  # 12, 14 and 16 bits, as detectors write into uint16
 INVERT_ABOVE = 0.75  # strength from which some sites are inverted
-INVERTED_SITES = 0.25  # at most this share of them
+INVERTED_SITES = 0.25  # about this share of them
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def device_for(site_index: int, sites: int, strength: float, seed: int) -> Devic
 
     Every parameter's range is cut into as many steps as there are sites and each site gets
     another step (a Latin hypercube; McKay, Beckman, Conover 1979), so that no two are alike.
-    Inversion happens above strength ``INVERT_ABOVE``, at up to a quarter of the sites.
+    Inversion happens above strength ``INVERT_ABOVE``, at about a quarter of the sites.
     """
     if not 0 <= site_index < sites:
         raise ValueError(f"site_index must be in [0, {sites}), got {site_index}")
@@ -110,6 +110,8 @@ def _hypercube(sites: int, seed: int) -> NDArray[np.float64]:
 
 def apply(pixels: NDArray[Any], device: Device, seed: int) -> NDArray[Any]:
     """``pixels`` as ``device`` would have recorded them; dtype and shape stay.
+
+    In this order: blur, resolution, gain, gamma, noise, inversion.
 
     ``pixels``: ``(H, W)`` or ``(H, W, 3)``, uint8, uint16 or int16. The identity device returns
     them as they are. ``seed`` names the noise and should differ between images

@@ -31,8 +31,9 @@ logger = logging.getLogger("fedward.simulations")
 
 _worker_resident: Resident | None = None
 
-for name in ("FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK"):
-    os.environ.setdefault(name, "0" if name.endswith("ENABLED") else "1")
+def quiet() -> None:
+    """Silence Flower's own account of each round; ours says it in one line."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
 
 
 def pin_threads(threads: int) -> None:
@@ -72,6 +73,7 @@ class InProcessGrid(Grid):
             self._pool = ProcessPoolExecutor(workers, context, _start_worker, (threads,))
         else:
             pin_threads(threads)
+        quiet()
         # Flower stamps messages with the task that this process is; a simulation is its own.
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
         self._run = Run.create_empty(1)
@@ -223,7 +225,7 @@ def run_on_ray(directories: Sequence[Path], play: Callable[[Grid], Result], *, w
             "logging_level": "error",
         },
     }
-    logging.getLogger("flwr").setLevel(logging.ERROR)
+    quiet()
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         run_simulation(server, make_app(Directories(directories)), len(directories), backend_config=backend)

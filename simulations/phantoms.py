@@ -276,7 +276,8 @@ def _blobs(
 ) -> Image:
     """Irregular soft patches in [0, 1] at ``places (K, 2)``, cut off at the lungs' edge."""
     x, y = _grid(size)
-    ragged = 0.45 * _cloud(rng, size, 10)
+    # Bounded, so that no patch is eaten up whole: a phantom with a finding always shows some of it.
+    ragged = 0.45 * np.clip(_cloud(rng, size, 10), -1.2, 1.5)
     field = np.zeros((size, size), np.float32)
     for (cx, cy), (rx, ry) in zip(places.tolist(), radii.tolist(), strict=True):
         distance = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2
@@ -297,7 +298,7 @@ def _opacities(
         count, contrast = 1 + int(rng.random() < 0.25), 0.445 - 0.30 * difficulty
         sides = rng.choice([-1.0, 1.0], count)
         places = np.column_stack(
-            [sides * (middle + rng.uniform(-0.14, 0.14, count)), rng.uniform(top + 0.28, base - 0.08, count)]
+            [sides * (middle + rng.uniform(-0.14, 0.14, count)), rng.uniform(top + 0.28, base - 0.14, count)]
         )
         radii = rng.uniform(0.13, 0.30, (count, 1)) * rng.uniform(0.85, 1.2, (count, 2))
         spread = _blobs(rng, size, lungs, places, radii)
@@ -309,7 +310,7 @@ def _opacities(
         )
         radii = rng.uniform(0.16, 0.30, (count, 2))
         spread = _blobs(rng, size, lungs, places, radii) * np.clip(0.75 + 0.30 * _cloud(rng, size, 16), 0.2, 1.3)
-    strength = contrast * rng.uniform(0.7, 1.5)
+    strength = contrast * rng.uniform(0.4, 2.2)
     return spread * strength, np.asarray(spread > 0.30, np.uint8)
 
 
@@ -357,7 +358,7 @@ def _expose(
     film = cv2.GaussianBlur(film, (0, 0), size * rng.uniform(0.003, 0.008))
     x, y = _grid(size)
     heel = 1.0 + rng.normal(0.0, 0.04) * x + rng.normal(0.0, 0.04) * y  # anode heel effect
-    gain, offset, gamma = rng.uniform(0.8, 1.2), rng.uniform(-0.10, 0.02), rng.uniform(0.9, 1.5)
+    gain, offset, gamma = rng.uniform(0.85, 1.15), rng.uniform(-0.08, 0.0), rng.uniform(1.0, 1.35)
     # Transmission falls exponentially with attenuation (Beer–Lambert), so dense tissue is compressed, not cut off.
     dense = 1.06 * (1.0 - np.exp((-1.9 * gain) * np.clip(film * heel, 0.0, None)))
     tone = np.clip(dense + offset, 0.0, 1.0) ** gamma

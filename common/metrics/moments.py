@@ -193,7 +193,7 @@ def _placements(tally: Tally, above: Floats, below: Floats, reference: Reference
     area = np.nan_to_num(reference.auc)
     negatives, positives = tally.fp + tally.tn, tally.tp + tally.fn
     excess = np.stack([below - negatives * area, above - positives * area], axis=2)
-    usable = (reference.totals > 0).all(axis=1)[:, None] & np.ones(2, dtype=np.bool_)
+    usable = np.all(reference.totals > 0, axis=1, keepdims=True)
     parts = np.divide(excess, reference.totals, out=np.zeros(excess.shape), where=usable)
     return parts, np.asarray(negatives + positives > 0)
 

@@ -10,7 +10,7 @@ __all__ = ["write_metrics_csv", "write_report"]
 
 
 def write_report(results: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Write ``out/report.html``, whole or not at all.
+    """Write ``report.html`` into the folder ``out``, whole or not at all.
 
     ``results`` are parsed ``results.json`` of runs: one is reported by itself, repeats of
     one study are summarised, different runs compared. Raises :class:`~common.errors.RunError`.
@@ -24,8 +24,8 @@ def write_report(results: Sequence[Mapping[str, Any]], out: Path) -> None:
 
 def write_metrics_csv(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write every metric of every run as one line of a CSV table, whole or not at all."""
-    from common.html import write_text
+    from common.files import write_atomically
     from server.report.csvtable import metrics_csv
     from server.report.results import parse
 
-    write_text(metrics_csv([parse(raw) for raw in results]), path)
+    write_atomically(path, metrics_csv([parse(raw) for raw in results]).encode())

@@ -14,7 +14,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
@@ -38,7 +38,6 @@ MAX_POINTS = 300  # of one curve
 
 _FONT_FAMILY = re.compile(r"(font:[^;\"]*?)'DejaVu Sans'[^;\"]*")
 _UNUSED = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>|<style[^>]*>.*?</style>|(?<=<g) id=\"[^\"]*\"", re.DOTALL)
-_PIXELS = re.compile(r"(<svg[^>]*?) width=\"[^\"]*\" height=\"[^\"]*\"|(<svg[^>]*?) height=\"[^\"]*\"")
 
 
 @contextlib.contextmanager
@@ -46,7 +45,7 @@ def drawing() -> Iterator[None]:
     """Figures made and written inside look alike. Sets matplotlib's parameters and puts them back."""
     import matplotlib as mpl
 
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "text.parse_math": False,  # a class may be called "$x^$"
         "font.family": "DejaVu Sans",
@@ -72,6 +71,8 @@ def drawing() -> Iterator[None]:
         "figure.facecolor": "white",
         "hatch.linewidth": 0.6,
         "hatch.color": "white",
+        "figure.constrained_layout.h_pad": 0.06,
+        "figure.constrained_layout.w_pad": 0.06,
     }
     with mpl.rc_context(settings), warnings.catch_warnings():
         # The reader's fonts draw the text; what this machine's font lacks does not matter.
@@ -88,8 +89,6 @@ def svg(figure: Figure, name: str) -> Markup:
         figure.savefig(
             buffer,
             format="svg",
-            bbox_inches="tight",
-            pad_inches=0.06,
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
     text = buffer.getvalue()
@@ -107,7 +106,7 @@ def _short(text: str, limit: int = 26) -> str:
 def _figure(height: float, width: float = WIDTH) -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height))
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _thin(points: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
@@ -115,7 +114,7 @@ def _thin(points: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
     return np.unique(np.linspace(0, max(points - 1, 0), min(points, MAX_POINTS)).round().astype(np.intp))
 
 
-def _thin_roc(curve: Curve) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _thin_roc(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     """The curve at no more than :data:`MAX_POINTS` of its points, evenly spaced along its length."""
     x, y = np.asarray(curve.fpr), np.asarray(curve.tpr)
     if len(x) <= MAX_POINTS:
@@ -138,7 +137,7 @@ class Line:
 
 def roc(lines: Sequence[Line], title: str) -> Figure:
     """ROC curves in the unit square."""
-    figure = _figure(4.1)
+    figure = _figure(4.3)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)))
     for line in lines:
@@ -149,14 +148,14 @@ def roc(lines: Sequence[Line], title: str) -> Figure:
             color=ARM_COLOURS.get(line.arm, INK),
             linestyle="-" if line.faint else ARM_STYLES.get(line.arm, "-"),
             linewidth=0.9 if line.faint else 2.0,
-            alpha=0.45 if line.faint else 1.0,
+            alpha=0.6 if line.faint else 1.0,
             label=_short(line.label, 40) if line.label else "_",
             zorder=2 if line.faint else 3,
         )
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="1 − specificity", ylabel="Sensitivity")
     axes.set_title(_short(title, 60))
     axes.set_aspect("equal")
-    _legend(axes, "lower right")
+    axes.legend(loc="lower right", borderaxespad=0.8)
     return figure
 
 
@@ -171,41 +170,69 @@ class History:
     faint: bool = False
 
 
-def learning(histories: Sequence[History], key: str, title: str) -> Figure:
-    """A quantity of :class:`RoundEntry` (``val_auc``, ``val_loss``, ``train_loss``) over the rounds."""
+PANELS = (("val_auc", "Validation AUC"), ("val_loss", "Validation loss"), ("train_loss", "Training loss"))
+
+
+def learning(histories: Sequence[History]) -> Figure:
+    """Validation AUC (or else loss) above training loss, by round; a ring marks the round that was kept."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(3.1)
-    axes = figure.add_subplot()
-    for history in histories:
-        points = [(e.round, value) for e in history.entries if (value := getattr(e, key)) is not None]
-        if not points:
-            continue
-        keep = [points[i] for i in _thin(len(points))]
-        colour = ARM_COLOURS.get(history.arm, INK)
-        axes.plot(
-            [x for x, _ in keep],
-            [y for _, y in keep],
-            color=colour,
-            linestyle="-" if history.faint else ARM_STYLES.get(history.arm, "-"),
-            linewidth=0.9 if history.faint else 2.0,
-            alpha=0.45 if history.faint else 1.0,
-            marker="o" if len(keep) == 1 else "",
-            label=_short(history.label, 40) if history.label else "_",
-        )
-        if not history.faint and (kept := [(x, y) for x, y in points if x == history.kept]):
-            axes.plot(*kept[0], marker="o", markersize=7, markerfacecolor="white", color=colour, markeredgewidth=1.8)
-    axes.set_xlabel("Round")
-    axes.set_title(title)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.margins(y=0.12)
-    _legend(axes, "best")
+    panels = learned(histories)
+    figure = _figure(1.0 + 1.65 * len(panels))
+    for place, (key, title) in enumerate(panels):
+        axes = figure.add_subplot(len(panels), 1, place + 1)
+        for history in histories:
+            _learning_line(axes, history, key)
+        axes.set_title(title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.margins(y=0.12)
+        if place == 0:
+            _legend(axes)
+        if place == len(panels) - 1:
+            axes.set_xlabel("Round")
     return figure
 
 
-def _legend(axes: Axes, place: str) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc=place)
+def learned(histories: Sequence[History]) -> list[tuple[str, str]]:
+    """The panels there is anything for: ``(field of RoundEntry, title)``; validation loss only for want of AUC."""
+    known = [
+        (key, title)
+        for key, title in PANELS
+        if any(getattr(entry, key) is not None for history in histories for entry in history.entries)
+    ]
+    return [panel for panel in known if panel[0] != "val_loss" or known[0][0] == "val_loss"]
+
+
+def _learning_line(axes: Axes, history: History, key: str) -> None:
+    points = [(e.round, value) for e in history.entries if (value := getattr(e, key)) is not None]
+    if not points:
+        return
+    keep = [points[i] for i in _thin(len(points))]
+    colour = ARM_COLOURS.get(history.arm, INK)
+    axes.plot(
+        [x for x, _ in keep],
+        [y for _, y in keep],
+        color=colour,
+        linestyle="-" if history.faint else ARM_STYLES.get(history.arm, "-"),
+        linewidth=0.9 if history.faint else 2.0,
+        alpha=0.6 if history.faint else 1.0,
+        marker="o" if len(keep) == 1 else "",
+        markersize=4,
+        label=_short(history.label, 40) if history.label else "_",
+    )
+    if not history.faint and (kept := [(x, y) for x, y in points if x == history.kept]):
+        axes.plot(*kept[0], marker="o", markersize=7, markerfacecolor="white", color=colour, markeredgewidth=1.8)
+
+
+def _legend(axes: Axes) -> None:
+    """Between title and axes, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.set_title(axes.get_title("left"), pad=22 if len(handles) <= 3 else 35)
+        axes.legend(
+            handles, labels, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.2, borderpad=0.1,
+            handlelength=1.6, columnspacing=1.0, fontsize=8.5,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -229,7 +256,12 @@ def forest(effects: Sequence[Effect], title: str, axis: str) -> Figure:
         if value is not None:
             decided = (low is not None and low > 0.0) or (high is not None and high < 0.0)
             axes.plot(
-                value, row, "s", color=effect.colour, markersize=6.5, markerfacecolor=effect.colour if decided else "white"
+                value,
+                row,
+                "s",
+                color=effect.colour,
+                markersize=6.5,
+                markerfacecolor=effect.colour if decided else "white",
             )
     axes.set_yticks(range(len(effects)), [_short(effect.label) for effect in effects])
     axes.set_ylim(len(effects) - 0.4, -0.6)
@@ -261,16 +293,16 @@ def partition(sites: Mapping[str, Site], classes: Sequence[str], title: str) -> 
                 left = site.images.get(split, 0)
                 axes.barh(y, left, step * 0.86, color=SOFT)
             axes.annotate(
-                f"{split} {left}", (left, y), (4, 0), textcoords="offset points", va="center", fontsize=7.5, color=SOFT
+                f"{split} {left}", (left, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=SOFT
             )
     axes.set_yticks(range(len(sites)), [_short(name) for name in sites])
     axes.set_ylim(len(sites) - 0.45, -0.55)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
-    axes.margins(x=0.16)
+    axes.margins(x=0.2)
     axes.set_xlim(left=0)
     axes.set_xlabel("Images")
-    axes.set_title(title, pad=10 + 13 * ((min(len(classes), 12) + 2) // 3))
+    axes.set_title(title, pad=9 + 13 * ((min(len(classes), 12) + 2) // 3))
     _class_legend(axes, classes)
     return figure
 

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
+from common.html import clean
 from server.report.results import Interval, Metrics, Run
 
 HEADER = (
@@ -52,4 +53,7 @@ def _metrics(
 
 def _text(value: object) -> object:
     """A spreadsheet runs a cell that begins like a formula (CWE-1236): text that does is quoted."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r", "\n"} else value
+    if not isinstance(value, str):
+        return value
+    text = clean(value)
+    return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\n"} else text

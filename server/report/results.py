@@ -113,8 +113,8 @@ class Heterogeneity:
     size_gini: float | None
     feature_shift: float | None
     feature_shift_iid: float | None
-    label_js_pairs: tuple[tuple[float, ...], ...]
-    feature_shift_pairs: tuple[tuple[float, ...], ...]
+    label_js_pairs: tuple[tuple[float | None, ...], ...]
+    feature_shift_pairs: tuple[tuple[float | None, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -317,8 +317,8 @@ def _matrix(raw: Sequence[Sequence[Any]]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(value) for value in row) for row in raw)
 
 
-def _pairs(raw: Sequence[Sequence[Any]] | None) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(_number(value) or 0.0 for value in row) for row in raw or ())
+def _pairs(raw: Sequence[Sequence[Any]] | None) -> tuple[tuple[float | None, ...], ...]:
+    return tuple(tuple(_number(value) for value in row) for row in raw or ())
 
 
 def _counts(raw: Mapping[str, Any]) -> dict[str, int]:

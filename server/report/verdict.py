@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from common.html import Statement, Tiles, Tone
+from server.report.contrasts import Hospital, difference, hospitals, main_metric
 from server.report.results import Interval, Run
-from server.report.tables import Hospital, difference, hospitals, main_metric
 from server.report.words import (
     Verdict,
     arm_name,
@@ -76,7 +76,8 @@ def headline(said: Counter[Verdict]) -> str:
     if better:
         parts.append(f"pays off for {count(better)} of {plural(total, 'hospital')}")
     if worse:
-        parts.append(f"makes things worse for {count(worse)}{'' if better else f' of {plural(total, "hospital")}'}")
+        of_all = "" if better else f" of {plural(total, 'hospital')}"
+        parts.append(f"makes things worse for {count(worse)}{of_all}")
     text = f"Federating {listing(parts)}"
     return f"{text}; for {count(unclear)} these data cannot tell." if unclear else f"{text}."
 
@@ -118,7 +119,7 @@ def tiles(run: Run) -> Tiles:
     patients = sum(sum(site.patients.values()) for site in run.sites.values())
     items.append((count(len(run.sites)), "Hospitals", f"{count(images)} images of {plural(patients, 'patient')}"))
     strategy = run.setting("federation", "strategy", "name")
-    items.append((count(run.rounds), "Rounds", " ".join(filter(None, (strategy, run.setting("model", "name"))))))
+    items.append((count(run.rounds), "Rounds", ", ".join(filter(None, (strategy, run.setting("model", "name"))))))
     return Tiles(items)
 
 

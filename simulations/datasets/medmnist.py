@@ -8,9 +8,7 @@ files name no patients, so every image is its own, and their splits are kept.
 from __future__ import annotations
 
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import DataError
+from common.errors import DataError, FedwardError
 from common.study import Study
 from simulations.datasets.source import Item, UnreadableImage, one_line
 
@@ -38,10 +36,6 @@ NAMES: Final = {
     ),
 }  # fmt: skip
 """Names of the class numbers by file name; the classes of other files are called "0", "1" …"""
-
-
-_DAMAGE: Final = (OSError, EOFError, KeyError, ValueError, TypeError, SyntaxError, RuntimeError, MemoryError)
-"""What zipfile and NumPy raise for damaged bytes, beside errors of their own."""
 
 
 class MedMnistSource:
@@ -110,17 +104,22 @@ class MedMnistSource:
             yield Item(key=key, patient=key, patient_known=False, labels={"label": value}, split=split)
 
     @contextmanager
-    def _archive(self) -> Iterator[zipfile.ZipFile]:
-        """The open file; whatever is wrong with its bytes becomes a :class:`DataError`."""
+    def _damage_named(self) -> Iterator[None]:
+        """Around every call that parses the file's bytes: zipfile and NumPy raise nearly anything for damaged ones."""
         try:
-            with zipfile.ZipFile(self._path) as archive:
-                yield archive
-        except (zipfile.BadZipFile, zlib.error, struct.error, *_DAMAGE) as error:
+            yield
+        except FedwardError:
+            raise
+        except Exception as error:
             reason = one_line(str(error).replace(str(self._path), "file")) or type(error).__name__
             raise DataError(f"{self._path.name}: not a readable .npz file: {reason}; download it again") from None
 
+    def _archive(self) -> zipfile.ZipFile:
+        with self._damage_named():
+            return zipfile.ZipFile(self._path)
+
     def _header(self, archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        with archive.open(f"{name}.npy") as member:
+        with self._damage_named(), archive.open(f"{name}.npy") as member:
             version = np.lib.format.read_magic(member)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(member)
@@ -129,14 +128,17 @@ class MedMnistSource:
     def _array(self, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
         """One array, never unpickled, and only where header and stored size agree."""
         shape, dtype = self._header(archive, name)
-        if min(shape, default=0) < 0:
-            raise ValueError(f"{name} has a negative length")
-        size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        if size > MAX_BYTES:
-            raise DataError(f"{self._path.name}: {name} needs {size >> 30} GiB of memory; take a smaller image size")
-        stored = archive.getinfo(f"{name}.npy").file_size
-        if not dtype.hasobject and not size < stored <= size + (1 << 16):
-            raise ValueError(f"{name} has {stored} bytes, its header says {size}")
-        with archive.open(f"{name}.npy") as member:
-            array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+        with self._damage_named():
+            if min(shape, default=0) < 0:
+                raise ValueError(f"{name} has a negative length")
+            size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+            if size > MAX_BYTES:
+                raise DataError(
+                    f"{self._path.name}: {name} needs {size >> 30} GiB of memory; take a smaller image size"
+                )
+            stored = archive.getinfo(f"{name}.npy").file_size
+            if not dtype.hasobject and not size < stored <= size + (1 << 16):
+                raise ValueError(f"{name} has {stored} bytes, its header says {size}")
+            with archive.open(f"{name}.npy") as member:
+                array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
         return array

@@ -106,7 +106,7 @@ class Inside:
         :class:`ValueError` with a reason for a name that does not stay inside.
         """
         steps = [step for step in name.replace("\\", "/").split("/") if step not in ("", ".")]
-        if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
+        if name.startswith(("/", "\\")) or any(re.match(r"[A-Za-z]:", step) for step in steps[:1]):
             raise ValueError("is an absolute path")
         if ".." in steps:
             raise ValueError("leads out of the folder with '..'")

@@ -43,7 +43,9 @@ def test_truth_agrees_with_the_mask(difficulty: float, seed: int, size: int) -> 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.dictionaries(NAME, st.tuples(st.lists(VALUE, max_size=3), st.sampled_from(["", "train", "val", "test"])), min_size=1),
+    st.dictionaries(
+        NAME, st.tuples(st.lists(VALUE, max_size=3), st.sampled_from(["", "train", "val", "test"])), min_size=1
+    ),
     st.sampled_from([",", ";", "\t"]),
     st.booleans(),
 )
@@ -100,7 +102,9 @@ def test_medmnist_round_trip_keeps_every_image() -> None:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "tiny.npz"
         labels = {f"{split}_labels": np.zeros((len(images), 1), np.uint8) for split, images in parts.items()}
-        np.savez_compressed(path, **{f"{split}_images": images for split, images in parts.items()}, **labels)
+        np.savez_compressed(
+            path, allow_pickle=False, **{f"{split}_images": images for split, images in parts.items()}, **labels
+        )
         source = open_source(STUDY, path)
         read = [source.read(item)[0] for item in source.items]
     assert np.array_equal(np.stack(read), np.concatenate([parts["train"], parts["test"]]))

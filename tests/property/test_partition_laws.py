@@ -66,7 +66,7 @@ def dealt(cohort: Cohort, spec: PartitionSpec, seed: int) -> list[Shard]:
         raise
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(cohorts(), specs(), st.integers(0, 5))
 def test_nothing_is_lost_or_doubled_and_minimums_hold(cohort: Cohort, spec: PartitionSpec, seed: int) -> None:
     shards = dealt(cohort, spec, seed)
@@ -86,7 +86,7 @@ def test_nothing_is_lost_or_doubled_and_minimums_hold(cohort: Cohort, spec: Part
             assert cohort.splits[index] in ("", split)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(cohorts(), specs(), st.integers(0, 5), st.randoms(use_true_random=False))
 def test_row_order_does_not_show(cohort: Cohort, spec: PartitionSpec, seed: int, random: object) -> None:
     shards = dealt(cohort, spec, seed)
@@ -113,7 +113,7 @@ def test_equal_seeds_give_equal_shards(cohort: Cohort, spec: PartitionSpec, seed
         assert one.splits.tolist() == other.splits.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(cohorts(), st.sampled_from(["iid", "dirichlet", "quantity"]), st.integers(1, 6), st.integers(0, 5))
 def test_every_site_gets_every_split_where_patients_suffice(cohort: Cohort, kind: str, sites: int, seed: int) -> None:
     spec = PartitionSpec.model_validate({"kind": kind, "sites": sites, "min_per_site": 1, "alpha": 0.5})

@@ -38,7 +38,7 @@ def records(draw: st.DrawFn) -> Record:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(records(), max_size=4), max_size=3))
 def test_what_goes_in_comes_out(batches: list[list[Record]]) -> None:
     flat = [record for batch in batches for record in batch]

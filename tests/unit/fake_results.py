@@ -29,6 +29,12 @@ def interval(value: float | None, images: int) -> dict[str, float | None]:
     return {"value": value, "low": max(value - half, 0.0), "high": min(value + half, 1.0)}
 
 
+def above(scores: np.ndarray, cuts: np.ndarray) -> list[float]:
+    """The share of scores at or above each cut."""
+    shares: list[float] = (1 - np.searchsorted(np.sort(scores), cuts, "left") / max(len(scores), 1)).tolist()
+    return shares
+
+
 class Model:
     """Scores of one model: how well it separates is ``quality``, in standard deviations."""
 
@@ -54,11 +60,8 @@ class Model:
             "precision": tp / (tp + fp) if tp + fp else None,
             "f1": 2 * tp / (2 * tp + fp + fn) if positives else None,
         }
-        cuts = np.sort(np.concatenate((negative, positive)))[::-1]
-        roc = {
-            "fpr": [0.0, *(float((negative >= c).mean()) if negatives else 0.0 for c in cuts)],
-            "tpr": [0.0, *(float((positive >= c).mean()) if positives else 0.0 for c in cuts)],
-        }
+        cuts = np.sort(np.concatenate((negative, positive)))[::-1][:: max((negatives + positives) // 400, 1)]
+        roc = {"fpr": [0.0, *above(negative, cuts), 1.0], "tpr": [0.0, *above(positive, cuts), 1.0]}
         images = negatives + positives
         return {
             "metrics": {name: interval(value, images) for name, value in values.items()},
@@ -107,11 +110,12 @@ def deal(sites: int, seed: int) -> dict[str, tuple[int, int]]:
 def arm(
     name: str, study: Study, dealt: dict[str, tuple[int, int]], quality: float, rounds: int, seed: int, refuse: bool
 ) -> dict[str, Any]:
-    negatives, positives = (sum(n[i] for n in dealt.values()) // 5 for i in (0, 1))
+    negatives, positives = (min(sum(n[i] for n in dealt.values()) // 5, 600) for i in (0, 1))
     positive = study.class_names[1]
     everyone = Model(name, quality, seed).test(negatives, positives, "all")
     own = {
-        site: {"test": Model(name, quality, seed).test(n // 5, p // 5, site)["metrics"]} for site, (n, p) in dealt.items()
+        site: {"test": Model(name, quality, seed).test(n // 5, p // 5, site)["metrics"]}
+        for site, (n, p) in dealt.items()
     }
     return {
         "rounds": rounds,
@@ -128,7 +132,7 @@ def arm(
 
 
 def local_arm(study: Study, dealt: dict[str, tuple[int, int]], rounds: int, seed: int) -> dict[str, Any]:
-    negatives, positives = (sum(n[i] for n in dealt.values()) // 5 for i in (0, 1))
+    negatives, positives = (min(sum(n[i] for n in dealt.values()) // 5, 600) for i in (0, 1))
     positive = study.class_names[1]
     sites: dict[str, Any] = {}
     for site, (n, p) in dealt.items():
@@ -281,11 +285,13 @@ def multiclass() -> dict[str, Any]:
         "thresholds": {},
         "confusion": {},
         "confusion_matrix": [[80, 3, 2], [4, 60, 11], [1, 14, 31]],
-        "roc": {name: curve for name in names},
-        "per_class": {name: model["test"] for name in names},
+        "roc": dict.fromkeys(names, curve),
+        "per_class": dict.fromkeys(names, model["test"]),
     }
     for index, site in enumerate(raw["sites"].values()):
         for split, images in site["images"].items():
             first = images * (index + 1) // 8
-            site["classes"][split] = dict(zip(names, (first, (images - first) // 2, (images - first + 1) // 2), strict=True))
+            site["classes"][split] = dict(
+                zip(names, (first, (images - first) // 2, (images - first + 1) // 2), strict=True)
+            )
     return {**raw, "task": "multiclass", "classes": names, "study": study}

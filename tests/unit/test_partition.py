@@ -164,6 +164,14 @@ def test_own_splits_have_the_fractions_and_both_classes_everywhere() -> None:
         assert counts.sum() / 2000 == pytest.approx(fraction, abs=0.01)
 
 
+def test_three_patients_of_a_rare_class_reach_all_splits() -> None:
+    label = np.array([0] * 60 + [1] * 6)
+    data = Cohort(np.arange(66).astype(str), one_hot(label), np.full(66, ""))
+    shards = partition(data, PartitionSpec(kind="iid", sites=2), FRACTIONS, NAMES, 0)
+    for split in SPLITS:
+        assert class_counts(data, shards, split)[:, 1].tolist() == [1, 1]
+
+
 def test_a_site_with_three_patients_has_one_in_each_split() -> None:
     data = Cohort(np.arange(12).astype(str), one_hot(np.arange(12) % 3, 3), np.full(12, ""))
     spec = PartitionSpec(kind="iid", sites=4, min_per_site=3)

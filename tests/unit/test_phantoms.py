@@ -131,7 +131,13 @@ def test_a_foreign_item_is_refused(source: PhantomSource) -> None:
 
 def test_open_source_without_data_gives_the_studys_phantoms() -> None:
     study = Study.model_validate(
-        {"name": "s", "task": "binary", "classes": ["normal", "pneumonia"], "seed": 11, "data": {"phantoms": {"images": 20}}}
+        {
+            "name": "s",
+            "task": "binary",
+            "classes": ["normal", "pneumonia"],
+            "seed": 11,
+            "data": {"phantoms": {"images": 20}},
+        }
     )
     opened = open_source(study, None)
     assert opened.synthetic

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from common import strict_yaml
 from common import study as study_module
 from common.errors import StudyError
 from common.frozen import FrozenDict
@@ -49,20 +50,35 @@ def task(name: str, classes: str) -> str:
     [
         ("federation: {roundz: 3}", "here.yaml: federation.roundz: unknown key; did you mean 'rounds'?"),
         ("trianing: {}", "here.yaml: trianing: unknown key; did you mean 'training'?"),
-        ("training: {optimiser: {learning: 1}}", "here.yaml: training.optimiser.learning: unknown key; known here: name, lr"),
-        ("preprocess: {window: {center: 4, width: 3}}", "here.yaml: preprocess.window.centre: missing; add it; "
-         "preprocess.window.center: unknown key; did you mean 'centre'?"),
+        (
+            "training: {optimiser: {learning: 1}}",
+            "here.yaml: training.optimiser.learning: unknown key; known here: name, lr",
+        ),
+        (
+            "preprocess: {window: {center: 4, width: 3}}",
+            "here.yaml: preprocess.window.centre: missing; add it; "
+            "preprocess.window.center: unknown key; did you mean 'centre'?",
+        ),
         ("federation: {rounds: 0}", "federation.rounds: must be greater than 0, got 0"),
         ("federation: {rounds: true}", "federation.rounds: must be a valid integer, got true; write a whole number"),
-        ("federation: {rounds: '3'}", "federation.rounds: must be a valid integer, got '3'; write a whole number, without quotes"),
+        (
+            "federation: {rounds: '3'}",
+            "federation.rounds: must be a valid integer, got '3'; write a whole number, without quotes",
+        ),
         ("federation: {rounds: 3.5}", "federation.rounds: must be a valid integer"),
         ("federation: {rounds: }", "federation.rounds: must be a valid integer, got null"),
         ("federation: {quorum: 0.0}", "federation.quorum: must be greater than 0"),
         ("federation: {quorum: 80}", "federation.quorum: must be less than or equal to 1, got 80"),
         ("federation: {deadline_s: soon}", "federation.deadline_s: must be a valid number, got 'soon'; write a number"),
-        ("federation: {evaluate_every: 0, keep: best}", "federation: early_stopping and keep: best need evaluate_every ≥ 1"),
-        ("federation: {strategy: {name: fedavgg}}", "federation.strategy.name: unknown name 'fedavgg'; did you mean 'fedavg'? "
-         "(others are installed as entry points of group 'fedward.strategies')"),
+        (
+            "federation: {evaluate_every: 0, keep: best}",
+            "federation: early_stopping and keep: best need evaluate_every ≥ 1",
+        ),
+        (
+            "federation: {strategy: {name: fedavgg}}",
+            "federation.strategy.name: unknown name 'fedavgg'; did you mean 'fedavg'? "
+            "(others are installed as entry points of group 'fedward.strategies')",
+        ),
         ("federation: {strategy: {name: zzz}}", "unknown name 'zzz'; known: fedavg, fedavgm"),
         ("federation: 3", "federation: must be an object, got 3; indent its keys below it"),
         ("federation: {early_stopping: {}}", "federation.early_stopping.patience: missing; add it"),
@@ -74,12 +90,18 @@ def task(name: str, classes: str) -> str:
         ("model: {params: {a: {b: 1}}}", "model.params.a: must be a number, a text, true, false or a list"),
         ("model: {params: {a: .inf}}", "model.params.a: must be a finite number"),
         ("model: {params: {a: null}}", "model.params.a: must be a number, a text"),
-        ("training: {optimiser: {name: adm}}", "training.optimiser.name: 'adm' is not known here; did you mean 'adam'?"),
+        (
+            "training: {optimiser: {name: adm}}",
+            "training.optimiser.name: 'adm' is not known here; did you mean 'adam'?",
+        ),
         ("training: {optimiser: {lr: .nan}}", "training.optimiser.lr: must be a finite number, got nan"),
         ("training: {optimiser: {lr: .inf}}", "training.optimiser.lr: must be a finite number, got inf"),
         ("training: {local_epochs: 1, local_steps: 5}", "training: give local_epochs or local_steps, not both"),
         ("training: {batch_size: 8, microbatch: 16}", "training: microbatch 16 must not exceed batch_size 8"),
-        ("data: {split: [0.5, 0.5, 0.5]}", "data.split: must be three positive fractions (train, val, test) that sum to 1"),
+        (
+            "data: {split: [0.5, 0.5, 0.5]}",
+            "data.split: must be three positive fractions (train, val, test) that sum to 1",
+        ),
         ("data: {split: [0.5, 0.5, 0.0]}", "data.split: must be three positive fractions"),
         ("data: {split: [0.5, 0.5]}", "data.split.2: missing; add it"),
         ("data: {label_column: ''}", "data.label_column: must have at least 1 character"),
@@ -94,19 +116,34 @@ def task(name: str, classes: str) -> str:
         ("partition: {kind: natural}", "partition: kind: natural needs a column: (site, view, …)"),
         ("partition: {column: view}", "partition: kind: natural needs a column:"),
         ("partition: {kind: device}", "partition: kind: device needs device_shift: above 0, for example 0.5"),
-        ("partition: {kind: pathological, classes_per_site: 3}", "partition.classes_per_site: 3 of only 2 classes; lower it"),
-        ("evaluation: {threshold: {rule: sensitivity}}", "evaluation.threshold: rule: sensitivity needs a sensitivity: value"),
-        ("evaluation: {threshold: {sensitivity: 0.9}}", "rule: sensitivity needs a sensitivity: value, and only that rule takes one"),
-        ("augment: {flip_horizontal: yes}", "augment.flip_horizontal: must be a valid boolean, got 'yes'; write true or false"),
+        (
+            "partition: {kind: pathological, classes_per_site: 3}",
+            "partition.classes_per_site: 3 of only 2 classes; lower it",
+        ),
+        (
+            "evaluation: {threshold: {rule: sensitivity}}",
+            "evaluation.threshold: rule: sensitivity needs a sensitivity: value",
+        ),
+        (
+            "evaluation: {threshold: {sensitivity: 0.9}}",
+            "rule: sensitivity needs a sensitivity: value, and only that rule takes one",
+        ),
+        (
+            "augment: {flip_horizontal: yes}",
+            "augment.flip_horizontal: must be a valid boolean, got 'yes'; write true or false",
+        ),
         ("governance: {expires: 2027}", "governance.expires: must be a date as YYYY-MM-DD, got 2027"),
         ("governance: {expires: 2027-02-30}", "governance.expires: must be a date as YYYY-MM-DD, got '2027-02-30'"),
-        ("governance: {ethics_reference: 2024}", "governance.ethics_reference: must be a valid string, got 2024; put it in quotes"),
+        (
+            "governance: {ethics_reference: 2024}",
+            "governance.ethics_reference: must be a valid string, got 2024; put it in quotes",
+        ),
         ("seed: -1", "seed: must be greater than or equal to 0, got -1"),
         (f"seed: {1 << 53}", "seed: must be less than 9007199254740992"),
         (f"seed: {'9' * 300}", "seed: must be less than 9007199254740992, got 9999"),
         ('description: "\\ud800"', "here.yaml: a text holds half a character"),
     ],
-)  # fmt: skip
+)
 def test_a_refusal_names_key_and_remedy(extra: str, message: str) -> None:
     assert message in refusal(extra)
 
@@ -119,8 +156,14 @@ def test_a_refusal_names_key_and_remedy(extra: str, message: str) -> None:
         ("just words", "a study is a mapping of keys, this is a str"),
         ("name: x\n", "task: missing; add it; classes: missing; add it"),
         (task("binry", "[a, b]"), "task: 'binry' is not known here; did you mean 'binary'?"),
-        (task("binary", "[a, b, c]"), "classes: task binary needs exactly two classes (the second is the positive one), got 3"),
-        (task("multiclass", "[a, b]"), "classes: task multiclass needs at least three classes, got 2; two classes are task: binary"),
+        (
+            task("binary", "[a, b, c]"),
+            "classes: task binary needs exactly two classes (the second is the positive one), got 3",
+        ),
+        (
+            task("multiclass", "[a, b]"),
+            "classes: task multiclass needs at least three classes, got 2; two classes are task: binary",
+        ),
         (task("multilabel", "[]"), "classes: a study has 1 to 1000 classes, got 0"),
         (task("multilabel", "{}"), "classes: a study has 1 to 1000 classes, got 0"),
         (task("binary", "[a, a]"), "classes: a class is named twice; name each once"),
@@ -130,13 +173,19 @@ def test_a_refusal_names_key_and_remedy(extra: str, message: str) -> None:
         (task("binary", "{a: [true], b: c}"), "classes.a.0: true is not text in YAML; put it in quotes: 'true'"),
         (task("binary", "{a: [~], b: c}"), "classes.a.0: null is not text in YAML; put it in quotes: 'null'"),
         (task("binary", "[true, false]"), "classes: true is not text in YAML; put it in quotes: 'true'"),
-        (task("binary", "{true: a, false: b}"), "here.yaml:3:11: not valid YAML: a key must be plain text, put it in quotes"),
+        (
+            task("binary", "{true: a, false: b}"),
+            "here.yaml:3:11: not valid YAML: a key must be plain text, put it in quotes",
+        ),
         (task("binary", "[' a', b]"), "classes: ' a' cannot be a label; give 1 to 100 printable characters"),
         (task("binary", '["a\\n", b]'), "cannot be a label"),
-        (task("segmentation", "[a]"), "model.name: cnn classifies whole images; segmentation needs a segmentation model"),
+        (
+            task("segmentation", "[a]"),
+            "model.name: cnn classifies whole images; segmentation needs a segmentation model",
+        ),
         ("name: ../x\ntask: binary\nclasses: [a, b]", "name: must match pattern"),
     ],
-)  # fmt: skip
+)
 def test_a_refusal_of_task_classes_or_name(base: str, message: str) -> None:
     assert message in refusal(base=base)
 
@@ -159,13 +208,22 @@ def test_a_long_value_is_shortened_in_the_message() -> None:
     ("base", "message"),
     [
         ("name: [", "here.yaml:1:8: not valid YAML: expected the node content"),
-        ("name: x\n\ttask: binary", "here.yaml:2:1: not valid YAML: found character '\\t' that cannot start any token; fix that line"),
+        (
+            "name: x\n\ttask: binary",
+            "here.yaml:2:1: not valid YAML: found character '\\t' that cannot start any token; fix that line",
+        ),
         ("name: x\nname: y\n", "here.yaml:2:1: not valid YAML: key 'name' is given twice; fix that line"),
         ("data: {a: 1, 'a': 2}", "here.yaml:1:14: not valid YAML: key 'a' is given twice"),
         ("1: a\n'1': b", "key '1' is given twice"),
-        ("a: &bomb [x, x]\nb: [*bomb, *bomb]", "here.yaml:2:5: not valid YAML: aliases (*name) are not allowed, write the value out"),
+        (
+            "a: &bomb [x, x]\nb: [*bomb, *bomb]",
+            "here.yaml:2:5: not valid YAML: aliases (*name) are not allowed, write the value out",
+        ),
         ("a: &a {b: 1}\nc:\n  <<: *a", "aliases (*name) are not allowed"),
-        ("name: !!python/object/apply:os.system ['true']", "tags (tag:yaml.org,2002:python/object/apply:os.system) are not allowed"),
+        (
+            "name: !!python/object/apply:os.system ['true']",
+            "tags (tag:yaml.org,2002:python/object/apply:os.system) are not allowed",
+        ),
         ("name: !!binary aGk=", "tags (tag:yaml.org,2002:binary) are not allowed"),
         ("name: ! x", "tags (!) are not allowed"),
         ("? [1]\n: 2", "a key must be plain text"),
@@ -183,7 +241,7 @@ def test_a_long_value_is_shortened_in_the_message() -> None:
         ('{"a": NaN}', "NaN is not a number that a study can hold; give a finite one"),
         ("a: " + "x" * (1 << 20), "longer than 1 MiB; a study takes a few kilobytes"),
     ],
-)  # fmt: skip
+)
 def test_yaml_is_read_strictly(base: str, message: str) -> None:
     assert message in refusal(base=base)
 
@@ -231,7 +289,7 @@ def test_load_names_the_file(tmp_path: Path) -> None:
 
 
 def test_load_reads_no_more_than_a_study_can_be() -> None:
-    with pytest.raises(StudyError, match="longer than 1 MiB|unacceptable character"):
+    with pytest.raises(StudyError, match=r"longer than 1 MiB"):
         Study.load(Path("/dev/zero"))
 
 
@@ -325,7 +383,7 @@ def test_a_study_is_frozen_all_the_way_down() -> None:
             lambda m: m.__ior__({"x": 1}),
         ):  # fmt: skip
             before = dict(mapping)
-            with pytest.raises(TypeError, match="a study cannot be changed; Study.derive makes a changed copy"):
+            with pytest.raises(TypeError, match=r"a study cannot be changed; Study\.derive makes a changed copy"):
                 change(mapping)
             assert dict(mapping) == before
 
@@ -343,7 +401,7 @@ def test_a_frozen_dict_keeps_the_order_of_its_items() -> None:
     one, other = FrozenDict({"a": 1, "b": 2}), FrozenDict({"b": 2, "a": 1})
     assert one != other
     assert one == {"a": 1, "b": 2}
-    assert not one == [("a", 1)]
+    assert one != [("a", 1)]
     assert FrozenDict.sorted(other.items()) == one
     assert json.loads(json.dumps(one)) == dict(one)
 
@@ -433,8 +491,7 @@ def test_the_schema_is_a_schema_and_accepts_the_examples() -> None:
     jsonschema.Draft202012Validator.check_schema(document)
     validator = jsonschema.Draft202012Validator(document)
     for path in sorted(CONFIGS.glob("*.yaml")):
-        raw = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
-        assert set(raw) <= set(document["properties"])
+        validator.validate(strict_yaml.load(path.read_text(encoding="utf-8")))
         validator.validate(json.loads(Study.load(path).canonical()))
     validator.validate({"name": "x", "task": "binary", "classes": ["normal", 1]})
     validator.validate({"name": "x", "task": "binary", "classes": {"normal": 0, "ill": [1, "2"]}})

@@ -19,6 +19,7 @@ from torch import nn
 
 from common.errors import ModelError, ProtocolError, ReplyRefused, RunError
 from common.weights import (
+    STATISTICS,
     all_finite,
     check_like,
     delta_norm,
@@ -259,6 +260,16 @@ def test_rotated_arrays_travel_in_c_order() -> None:
 def test_other_types_do_not_travel(array: NDArray[Any]) -> None:
     with pytest.raises(ModelError, match="w: arrays of type"):
         to_arrays({"w": array})
+
+
+def test_statistics_travel_in_float64_and_only_where_asked_for() -> None:
+    sums = {"loss": np.array(0.1), "counts": np.arange(3)}
+    record = to_arrays(sums, STATISTICS)
+    assert digest(from_arrays(record, STATISTICS)) == digest(sums)
+    with pytest.raises(ProtocolError, match="of type 'float64', not one of float32"):
+        from_arrays(record)
+    with pytest.raises(ModelError, match="w: arrays of type float32"):
+        to_arrays({"w": np.zeros(1, np.float32)}, STATISTICS)
 
 
 def npy(array: NDArray[Any], pickled: bool = False) -> bytes:

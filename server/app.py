@@ -1,0 +1,76 @@
+"""The ServerApp: one federated arm over whichever sites a Grid reaches.
+
+The simulation plays several arms through the same :class:`server.rounds.Arm`; a real
+federation has only this one, because nobody there can pool images.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.errors import QuorumError, StudyError
+from common.files import write_atomically
+from common.study import Study
+from server.events import EventLog, JsonLines
+from server.results import arm_json, finish, write_model
+from server.rounds import Arm, Link, Work, survey
+from server.testing import test_model
+
+
+def federate(link: Link, study: Study, out: Path, *, base: Path) -> dict[str, Any]:
+    """Train ``study`` over the Grid's sites, test it, and write model and result to ``out``.
+
+    Goes on from ``out``'s checkpoint where there is one. Raises :class:`QuorumError` when too few sites take part.
+    """
+    found = {alias: node for alias, (node, images) in survey(link, study).items() if images.get("train")}
+    if not found:
+        raise QuorumError("no site has training images for this study; see its events for what each site answered")
+    work = Work(
+        study, "federated", 0, found, checkpoint=out / "state" / "federated" / "checkpoint.safetensors", base=base
+    )
+    arm = finish(work, Arm(link, work).run())
+    tested = test_model(link, work, arm.weights, arm.thresholds, found, own=found)
+    own = {
+        site: {"test": {m: i.to_dict() for m, i in summary.overall.items()}} for site, summary in tested.sites.items()
+    }
+    result = {"study_hash": study.hash, "arms": {"federated": arm_json(arm, tested) | {"sites": own}}}
+    write_model(out, arm)
+    write_atomically(out / "results.json", json.dumps(result, indent=1).encode())
+    link.events.emit("finished", arm="federated", test=result["arms"]["federated"]["test"])
+    return result
+
+
+def study_of(context: Context) -> tuple[Study, Path]:
+    """The study that Flower's run configuration names, and the folder it lies in."""
+    named = context.run_config.get("study")
+    if not named:
+        raise StudyError("the run configuration names no study; add --run-config 'study=\"PATH\"'")
+    path = Path(str(named))
+    return Study.load(path), path.parent
+
+
+def run_folder(context: Context) -> Path:
+    """Where a run that Flower starts keeps its files: ``run`` of its configuration, or one folder per run id."""
+    named = context.run_config.get("run")
+    return Path(str(named)) if named else Path.home() / ".fedward" / "runs" / str(context.run_id)
+
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Entry point under a SuperLink."""
+    study, base = study_of(context)
+    out = run_folder(context)
+    out.mkdir(parents=True, exist_ok=True)
+    lines = JsonLines.append_to(out / "events.jsonl")
+    try:
+        federate(Link(grid, EventLog(lines)), study, out, base=base)
+    finally:
+        lines.close()
