@@ -8,11 +8,19 @@ that wrote them (DESIGN, a round's walk).
 from __future__ import annotations
 
 
+def one_line(text: str) -> str:
+    """``text`` with line breaks and control characters written as escapes: keys and file names may hold them."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class FedwardError(Exception):
     """An expected failure: one line, with its remedy; shown without a traceback."""
 
     code = "error"
     exit_code = 1
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class StudyError(FedwardError):

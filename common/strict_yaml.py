@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from common.errors import one_line
+
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 12
 _DIGITS = 400  # longer whole numbers fit no field, and Python refuses to convert them from 4300 digits on
@@ -21,6 +23,9 @@ _DIGITS = 400  # longer whole numbers fit no field, and Python refuses to conver
 
 class StrictYamlError(ValueError):
     """What is wrong, in one line, with where: ``:3:7: not valid YAML: …; fix that line``."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 def load(text: str) -> Any:

@@ -7,7 +7,7 @@ part differs. A hospital alone is a federation of one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +71,9 @@ def _side_by_side(link: Link, call: Callable[[Any], Any], jobs: Sequence[Any], w
     with ThreadPoolExecutor(workers + 1) as pool:
         futures = [pool.submit(call, job) for job in jobs]
         try:
+            # The first failure ends the others: nobody waits for rounds of a run that has failed.
+            for future in as_completed(futures):
+                future.result()
             return [future.result() for future in futures]
         except BaseException:
             link.stop.set()

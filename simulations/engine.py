@@ -7,12 +7,14 @@ for, so one reply at a time is held, however many sites there are.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -26,10 +28,13 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import Directories, Resident, handle
 from common.errors import RunError
+from simulations.runfolder import site_log
 
 logger = logging.getLogger("fedward.simulations")
 
 _worker_resident: Resident | None = None
+_worker_log = contextlib.ExitStack()
+
 
 def quiet() -> None:
     """Silence Flower's own account of each round; ours says it in one line."""
@@ -43,11 +48,28 @@ def pin_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _start_worker(threads: int) -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends us.
+def _start_worker(threads: int, log: Path | None) -> None:
+    """What a worker process does first. Ctrl-C is its parent's to handle; it ends when its parent does."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker_log.enter_context(site_log(log))
     pin_threads(threads)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # killed, so nobody else will end us
+
+
+@contextlib.contextmanager
+def _no_signals() -> Iterator[None]:
+    """Processes started in this block never see Ctrl-C, not even while they import: a mask is inherited."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(message: Message, directory: Path) -> Message:
@@ -59,7 +81,9 @@ def _work(message: Message, directory: Path) -> Message:
 class InProcessGrid(Grid):
     """Flower's Grid without SuperLink, SuperNodes or Ray. Node ``1000 + i`` plays ``directories[i]``."""
 
-    def __init__(self, directories: Sequence[Path], *, workers: int = 1, threads: int = 1) -> None:
+    def __init__(
+        self, directories: Sequence[Path], *, workers: int = 1, threads: int = 1, log: Path | None = None
+    ) -> None:
         self._directories = dict(enumerate(directories, start=1000))
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
@@ -70,7 +94,7 @@ class InProcessGrid(Grid):
         self._workers = workers
         if workers > 1:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(workers, context, _start_worker, (threads,))
+            self._pool = ProcessPoolExecutor(workers, context, _start_worker, (threads, log))
         else:
             pin_threads(threads)
         quiet()
@@ -133,7 +157,12 @@ class InProcessGrid(Grid):
                 message = self._pending.pop(id_, None)
                 if message is not None:
                     directory = self._directories[message.metadata.dst_node_id]
-                    self._futures[id_] = (self._pool.submit(_work, message, directory), message)
+                    try:
+                        with _no_signals():
+                            future = self._pool.submit(_work, message, directory)
+                    except BrokenProcessPool:
+                        raise _worker_died() from None
+                    self._futures[id_] = (future, message)
             mine = {id_: self._futures[id_] for id_ in wanted if id_ in self._futures}
         if not mine:
             return []
@@ -173,13 +202,18 @@ class InProcessGrid(Grid):
         self._resident.close()
 
 
+def _worker_died() -> RunError:
+    return RunError(
+        "a worker process was killed, perhaps for want of memory; finished rounds are kept: continue with --resume, "
+        "and with fewer --workers"
+    )
+
+
 def _result(future: Future[Message], message: Message) -> Message:
     try:
         return future.result()
     except BrokenProcessPool:
-        raise RunError(
-            "a worker process died (out of memory?); use fewer --workers or a smaller batch, then --resume"
-        ) from None
+        raise _worker_died() from None
     except Exception as error:
         logger.exception("a worker failed")
         reason = type(error).__name__
@@ -194,7 +228,6 @@ def run_on_ray(directories: Sequence[Path], play: Callable[[Grid], Result], *, w
 
     Raises what ``play`` raises. Ray starts one actor per worker, each with one CPU.
     """
-    import contextlib
     import io
     import warnings
 

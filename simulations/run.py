@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +12,9 @@ from typing import Any, Literal
 
 from flwr.serverapp import Grid
 
-from common.errors import Interrupted, RunError
+from client.site import Site
+from client.vault.view import ViewCache
+from common.errors import DeviceError, FedwardError, Interrupted, KeyUnavailable, QuorumError, RunError, VaultError
 from common.files import write_atomically
 from common.study import Study
 from server.events import EventLog, JsonLines, Sink
@@ -26,6 +27,7 @@ from simulations.compare import differences
 from simulations.datasets import Source
 from simulations.engine import InProcessGrid, run_on_ray
 from simulations.environment import Stopwatch
+from simulations.runfolder import Folder, disk_trouble, fresh, require_space, site_log
 from simulations.sites import POOLED, Machine, Prepared, prepare_sites
 
 FORMAT = 1
@@ -45,27 +47,6 @@ class Plan:
     base: str = "."
 
 
-@dataclass(frozen=True)
-class Folder:
-    """``runs/<id>/``: what stands where."""
-
-    path: Path
-
-    @property
-    def sites(self) -> Path:
-        return self.path / "sites"
-
-    @property
-    def manifest(self) -> Path:
-        return self.path / "run.json"
-
-    def repeat(self, number: int, repeats: int) -> Path:
-        return self.path if repeats == 1 else self.path / f"repeat-{number + 1}"
-
-    def checkpoints(self, number: int) -> Path:
-        return self.path / "state" / f"repeat-{number + 1}"
-
-
 @dataclass
 class Run:
     """A prepared run: study, plan, and the virtual hospitals on disk."""
@@ -80,30 +61,14 @@ class Run:
     def start(cls, study: Study, plan: Plan, source: Source, out: Path, stopwatch: Stopwatch) -> Run:
         """Make the run's folder and its virtual hospitals. Raises :class:`RunError` where ``out`` is in use.
 
-        On any error, Ctrl-C included, a folder made here is removed again.
+        On any error, Ctrl-C included, what was made is removed again.
         """
-        folder = Folder(out)
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise RunError(
-                f"{out} exists and is not empty; choose another --out, or continue that run with --resume {out}"
-            )
-        made = not out.exists()
-        try:
-            out.mkdir(parents=True, exist_ok=True)
+        with fresh(out) as folder:
+            require_space(out, source)
             with stopwatch.phase("vaults"):
                 prepared = prepare_sites(study, source, folder.sites, Machine(plan.device, plan.threads))
             run = cls(folder, study, plan, prepared, stopwatch)
             run._save()
-        except OSError as error:
-            if made:
-                shutil.rmtree(out, ignore_errors=True)
-            raise RunError(
-                f"cannot write to {out}: {error.strerror}; free some space or choose another --out"
-            ) from None
-        except BaseException:
-            if made:
-                shutil.rmtree(out, ignore_errors=True)
-            raise
         return run
 
     @classmethod
@@ -112,11 +77,18 @@ class Run:
         folder = Folder(out)
         try:
             saved = json.loads(folder.manifest.read_text(encoding="utf-8"))
+            if saved["format"] != FORMAT:
+                raise RunError(
+                    f"{folder.manifest} has format {saved['format']}, this fedward reads {FORMAT}; start the run anew"
+                )
             study = Study.parse(saved["study"], str(folder.manifest))
             plan = Plan(**{**saved["plan"], **changes})
             prepared = Prepared(**saved["prepared"])
-        except FileNotFoundError:
-            raise RunError(f"{out} is not a run that can be resumed: it has no run.json; start it anew") from None
+        except OSError as error:
+            why = "it has no run.json" if isinstance(error, FileNotFoundError) else error.strerror
+            raise RunError(
+                f"{out} is not a run that can be resumed: {why}; name the run's folder, or start it anew"
+            ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{folder.manifest} is damaged ({type(error).__name__}); start the run anew") from None
         return cls(folder, study, plan, prepared, stopwatch)
@@ -138,31 +110,59 @@ class Run:
     def execute(self, *sinks: Sink) -> list[dict[str, Any]]:
         """Train and test every arm of every repeat and write the report. Returns the repeats' results."""
         stop = threading.Event()
-        lines = JsonLines.append_to(self.folder.path / "events.jsonl")
-        events = EventLog(lines, *sinks)
-        homes = [*self.directories.values(), self.folder.sites / POOLED]
+        path = self.folder.path
         try:
-            events.emit("started", study=self.study.name, study_hash=self.study.hash, **self._facts())
+            with self.folder.events() as stream, site_log(self.folder.log):
+                events = EventLog(JsonLines(stream), *sinks)
+                try:
+                    return self._execute(events, stop)
+                except KeyboardInterrupt:
+                    stop.set()
+                    with contextlib.suppress(OSError):
+                        events.emit("interrupted")
+                    raise Interrupted(
+                        f"stopped; finished rounds are kept: continue with `fedward simulate --resume {path}`"
+                    ) from None
+        except QuorumError as error:
+            raise self._cause(str(error)) or error from None
+        except (OSError, RunError) as error:
+            words = disk_trouble(error)
+            if words is None:
+                raise
+            raise RunError(
+                f"cannot write to {path}: {words}; finished rounds are kept: mend that (free some space?), then "
+                f"continue with `fedward simulate --resume {path}`"
+            ) from None
 
-            def play(grid: Grid) -> list[dict[str, Any]]:
-                return self._play(Link(grid, events, stop=stop))
+    def _execute(self, events: EventLog, stop: threading.Event) -> list[dict[str, Any]]:
+        homes = [*self.directories.values(), self.folder.sites / POOLED]
+        events.emit("started", study=self.study.name, study_hash=self.study.hash, **self._facts())
 
-            if self.plan.engine == "ray":
-                results = run_on_ray(homes, play, workers=self.plan.workers)
-            else:
-                with contextlib.closing(
-                    InProcessGrid(homes, workers=self.plan.workers, threads=self.plan.threads)
-                ) as grid:
-                    results = play(grid)
-            self._finish(results)
-            events.emit("finished", wall_s=results[0]["wall_s"], cpu_s=results[0]["cpu_s"], report="report.html")
-        except KeyboardInterrupt:
-            stop.set()
-            events.emit("interrupted")
-            raise Interrupted(f"stopped; finished rounds are kept: continue with --resume {self.folder.path}") from None
-        finally:
-            lines.close()
+        def play(grid: Grid) -> list[dict[str, Any]]:
+            return self._play(Link(grid, events, stop=stop))
+
+        if self.plan.engine == "ray":
+            results = run_on_ray(homes, play, workers=self.plan.workers)
+        else:
+            grid = InProcessGrid(homes, workers=self.plan.workers, threads=self.plan.threads, log=self.folder.log)
+            with contextlib.closing(grid):
+                results = play(grid)
+        self._finish(results)
+        events.emit("finished", wall_s=results[0]["wall_s"], cpu_s=results[0]["cpu_s"], report="report.html")
         return results
+
+    def _cause(self, told: str) -> FedwardError | None:
+        """What is wrong with a virtual site that declined, in words: sites answer with codes only, but these are ours."""
+        if not any(kind.code in told for kind in (VaultError, KeyUnavailable, DeviceError)):
+            return None
+        for site, home in self.directories.items():
+            try:
+                with contextlib.closing(Site.open(home, ViewCache(0))) as opened:
+                    for vault in opened.vaults:
+                        vault.verify()
+            except FedwardError as error:
+                return type(error)(f"{site}: {error}, or start the simulation anew")
+        return None
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -181,7 +181,9 @@ class Run:
         nodes = {alias: node for alias, (node, _) in found.items()}
         missing = [site for site in (*self.directories, POOLED) if site not in nodes]
         if missing:
-            raise RunError(f"{', '.join(missing[:5])} cannot be opened; see the messages above, or start the run anew")
+            raise self._cause(VaultError.code) or RunError(
+                f"{', '.join(missing[:5])} cannot be opened; {self.folder.log} says why; mend that, or start the run anew"
+            )
         return [self._repeat(link, nodes, number) for number in range(self.plan.repeats)]
 
     def _repeat(self, link: Link, nodes: Mapping[str, int], number: int) -> dict[str, Any]:
@@ -291,22 +293,10 @@ def _resident(grid: Grid) -> Iterator[Any]:
         resident.close()
 
 
-def free_space_or_raise(path: Path, needed: int) -> None:
-    """Raise :class:`RunError` before writing where the disk cannot hold ``needed`` bytes."""
-    home = path
-    while not home.exists():
-        home = home.parent
-    free = shutil.disk_usage(home).free
-    if free < needed:
-        raise RunError(
-            f"{path} needs about {needed >> 20} MB, {free >> 20} MB are free; free some space or choose another --out"
-        )
-
-
 def default_out(study: Study, now: Callable[[], str]) -> Path:
     """``runs/<time>-<study name>``."""
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in study.name.lower())
     return Path("runs") / f"{now()}-{name}"
 
 
-__all__ = ["Engine", "Folder", "Plan", "Run", "default_out", "free_space_or_raise"]
+__all__ = ["Engine", "Folder", "Plan", "Run", "default_out"]

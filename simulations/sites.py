@@ -116,7 +116,7 @@ def prepare_sites(study: Study, source: Source, root: Path, machine: Machine) ->
                 raise DataError(
                     f"{len(prepared.unreadable)} of {len(items)} images cannot be read (the study allows "
                     f"{study.data.max_unreadable:.0%}), first {first['file']}: {first['reason']}; "
-                    "mend them or raise data.max_unreadable"
+                    "mend them, or raise data.max_unreadable"
                 )
         members = tuple(f"../{shard.site}" for shard in shards)
         make_site(
@@ -160,7 +160,7 @@ def _records(
         try:
             pixels, mask = source.read(item)
         except UnreadableImage as error:
-            unreadable.append({"file": item.key, "reason": str(error)})
+            unreadable.append({"file": item.key, "reason": error.reason})
             continue
         pixels = apply(pixels, shift, seed_for(study.seed, "device", item.key))
         features.add(index, pixels)
@@ -205,6 +205,7 @@ def external_site(study: Study, source: Source, home: Path, machine: Machine) ->
     if len(unreadable) > study.data.max_unreadable * count:
         first = unreadable[0]
         raise DataError(
-            f"{len(unreadable)} of {count} images cannot be read, first {first['file']}: {first['reason']}; mend or remove them"
+            f"{len(unreadable)} of {count} images cannot be read (the study allows {study.data.max_unreadable:.0%}), first "
+            f"{first['file']}: {first['reason']}; mend them, or take them out of the label sheet"
         )
     return count - len(unreadable), unreadable

@@ -225,14 +225,21 @@ def _learning_line(axes: Axes, history: History, key: str) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    """Between title and axes, where it hides nothing."""
+    """The lines' names between title and axes, where they hide nothing."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        axes.set_title(axes.get_title("left"), pad=22 if len(handles) <= 3 else 35)
-        axes.legend(
-            handles, labels, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.2, borderpad=0.1,
-            handlelength=1.6, columnspacing=1.0, fontsize=8.5,
-        )  # fmt: skip
+        _legend_above(axes, handles, labels, 1.6)
+
+
+def _legend_above(axes: Axes, handles: Sequence[Any], labels: Sequence[str], handle_length: float) -> None:
+    columns = max(1, min(3, 62 // (max(map(len, labels)) + 6)))
+    rows = -(-len(labels) // columns)
+    axes.set_title(axes.get_title("left"), pad=9 + 13 * rows)
+    legend = axes.legend(
+        handles, labels, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, borderaxespad=0.2, borderpad=0.1,
+        labelspacing=0.3, handlelength=handle_length, columnspacing=1.0, fontsize=8.5,
+    )  # fmt: skip
+    legend.set_in_layout(False)  # the title's padding has made room
 
 
 @dataclass(frozen=True)
@@ -277,7 +284,7 @@ def forest(effects: Sequence[Effect], title: str, axis: str) -> Figure:
 
 def partition(sites: Mapping[str, Site], classes: Sequence[str], title: str) -> Figure:
     """Images per hospital, three bars each (train, val, test), stacked by class."""
-    figure = _figure(0.95 + 0.62 * len(sites))
+    figure = _figure(1.0 + 0.1 * min(len(classes), 12) + 0.55 * len(sites))
     axes = figure.add_subplot()
     known = [split for split in SPLITS if any(site.images.get(split) for site in sites.values())]
     step = 0.84 / max(len(known), 1)
@@ -295,14 +302,14 @@ def partition(sites: Mapping[str, Site], classes: Sequence[str], title: str) -> 
             axes.annotate(
                 f"{split} {left}", (left, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=SOFT
             )
-    axes.set_yticks(range(len(sites)), [_short(name) for name in sites])
+    axes.set_yticks(range(len(sites)), [_short(name, 18) for name in sites])
     axes.set_ylim(len(sites) - 0.45, -0.55)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.2)
     axes.set_xlim(left=0)
     axes.set_xlabel("Images")
-    axes.set_title(title, pad=9 + 13 * ((min(len(classes), 12) + 2) // 3))
+    axes.set_title(title)
     _class_legend(axes, classes)
     return figure
 
@@ -319,16 +326,13 @@ def _class_legend(axes: Axes, classes: Sequence[str]) -> None:
     from matplotlib.patches import Patch
 
     shown = 12 if len(classes) <= 12 else 11
-    handles = [
-        Patch(facecolor=_class_colour(i), hatch=_class_hatch(i), label=_short(name, 22))
-        for i, name in enumerate(classes[:shown])
-    ]
+    handles = [Patch(facecolor=_class_colour(i), hatch=_class_hatch(i)) for i in range(min(len(classes), shown))]
+    labels = [_short(name, 22) for name in classes[:shown]]
     if len(classes) > shown:
-        handles.append(Patch(facecolor="white", edgecolor=SOFT, label=f"and {len(classes) - shown} more"))
-    axes.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.2,
-        handlelength=1.2, columnspacing=1.2, fontsize=8.5,
-    )  # fmt: skip
+        handles.append(Patch(facecolor="white", edgecolor=SOFT))
+        labels.append(f"and {len(classes) - shown} more")
+    if handles:
+        _legend_above(axes, handles, labels, 1.2)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from common.html import Block, Cell, Column, Page, Paragraph, Section, Statement, Table
@@ -20,6 +19,7 @@ from server.report.words import (
     in_sentence,
     metric_cell,
     metric_name,
+    number,
     ordered_metrics,
     plural,
     size,
@@ -40,7 +40,7 @@ def comparison(groups: Sequence[Sequence[Run]]) -> Page:
                 "bad",
             )
         )
-    blocks += [_run_table(groups, names), *_compared(groups, names)]
+    blocks += [*_best(groups, names, metric), _run_table(groups, names), *_compared(groups, names)]
     sections = [
         Section("comparison", "Side by side", blocks),
         Section("settings", "What the studies set differently", [_settings(groups, names)]),
@@ -53,20 +53,46 @@ def comparison(groups: Sequence[Sequence[Run]]) -> Page:
             ),
         ),
     ]
-    subtitle = f"{plural(len(groups), 'experiment')}, {plural(len(runs), 'run')}, by {in_sentence(metric)} and more"
+    subtitle = f"{plural(len(groups), 'experiment')}, {plural(len(runs), 'run')}"
     return Page("Comparison of runs", subtitle, banner(runs), sections, footer(runs))
 
 
 def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """A name for each: the study's, numbered where it comes twice."""
-    total = Counter(group[0].name for group in groups)
-    seen: Counter[str] = Counter()
-    names = []
-    for group in groups:
-        name = group[0].name
-        seen[name] += 1
-        names.append(f"{name} ({seen[name]})" if total[name] > 1 else name)
+    """A name for each: the study's, and where several share it what tells them apart, or a number."""
+    tellers: tuple[Callable[[Run], str], ...] = (
+        lambda run: run.setting("federation", "strategy", "name"),
+        lambda run: run.setting("model", "name"),
+        lambda run: run.engine,
+        lambda run: run.source,
+    )
+    firsts = [group[0] for group in groups]
+    names: list[str] = []
+    for index, run in enumerate(firsts):
+        same = [other for other in firsts if other.name == run.name]
+        words = (tell(run) for tell in tellers if len({tell(other) for other in same}) == len(same))
+        place = str(sum(other.name == run.name for other in firsts[: index + 1]))
+        names.append(run.name if len(same) == 1 else f"{run.name} ({next(words, place)})")
     return names
+
+
+def _best(groups: Sequence[Sequence[Run]], names: Sequence[str], metric: str) -> list[Block]:
+    """Which run stands highest, and why that alone proves nothing."""
+    scored = [
+        (statistics.fmean(found), name)
+        for name, g in zip(names, groups, strict=True)
+        if (found := values_of(g, "federated", metric))
+    ]
+    if len(scored) < 2:
+        return []
+    value, name = max(scored)
+    return [
+        Statement(
+            f"Highest federated {in_sentence(metric)}: {name}, {number(value)}.",
+            "Runs are not compared with each other by a paired test: a gap smaller than the intervals may be chance, "
+            "and of many runs one always comes out on top.",
+            "unsure",
+        )
+    ]
 
 
 def _test_patients(run: Run) -> tuple[int, int]:

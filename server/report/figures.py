@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from common.html import Figure
 from server.report import charts
-from server.report.contrasts import ENDS
-from server.report.results import Arm, Difference, Run
+from server.report.contrasts import ENDS, main_metric
+from server.report.results import Arm, Difference, Run, Scores
 from server.report.words import arm_name, in_sentence, level, listing, number, plural
 
 FAINT_LIMIT = 10
@@ -53,7 +53,7 @@ def roc(run: Run, prefix: str) -> list[Figure]:
             for arm in run.arms.values()
             if (interval := arm.model.per_class.get(name, arm.model.test).get("auc")) is not None
         )
-        thin = " Thin: each hospital alone." if any(line.faint for line in lines) else ""
+        thin = f" Thin: {_alone_shown(run)}." if any(line.faint for line in lines) else ""
         drawn.append(
             Figure(
                 charts.svg(charts.roc(lines, title), f"{prefix}roc-{index}"),
@@ -77,10 +77,9 @@ def _roc_lines(run: Run, name: str) -> list[charts.Line]:
         for arm in run.arms.values()
         if (curve := arm.model.roc.get(name)) is not None
     ]
-    local = run.arms.get("local")
-    if local is not None and len(local.alone) <= FAINT_LIMIT:
-        alone = [scores.roc[name] for scores in local.alone.values() if name in scores.roc]
-        label = "" if any(line.arm == "local" for line in lines) else "Each hospital alone"
+    alone = [scores.roc[name] for scores in _alone(run) if name in scores.roc]
+    if alone:
+        label = "" if any(line.arm == "local" for line in lines) else _alone_shown(run).capitalize()
         lines += [charts.Line(label if not i else "", "local", curve, faint=True) for i, curve in enumerate(alone)]
     return lines
 
@@ -94,6 +93,7 @@ def _with_auc(arm: Arm, name: str) -> str:
 def learning(run: Run, prefix: str) -> list[Figure]:
     """Learning curves of the arms; none where no round was recorded."""
     histories = _histories(run)
+    thin = f" Thin: {_alone_shown(run)}." if any(h.faint for h in histories) else ""
     panels = [f"{title[:1].lower()}{title[1:]}" for _, title in charts.learned(histories)]
     if not panels:
         return []
@@ -102,9 +102,30 @@ def learning(run: Run, prefix: str) -> list[Figure]:
             charts.svg(charts.learning(histories), f"{prefix}learning"),
             f"Learning curves of the arms {listing(arm_name(n).lower() for n in run.arms)}: "
             f"{listing(panels)} by round.",
-            f"{listing(panels)[:1].upper()}{listing(panels)[1:]} by round. A ring marks the round whose weights were kept.",
+            f"By round: {listing(panels)}. A ring marks the round whose weights were kept.{thin}",
         )
     ]
+
+
+def _alone(run: Run) -> list[Scores]:
+    """The hospitals alone that are drawn: all, or of many the worst, the middle and the best."""
+    local = run.arms.get("local")
+    if local is None or len(local.alone) <= FAINT_LIMIT:
+        return list(local.alone.values()) if local is not None else []
+    metric = main_metric(run)
+
+    def rank(site: str) -> float:
+        interval = local.everyone.get(site, {}).get(metric)
+        return interval.value if interval is not None and interval.value is not None else -1.0
+
+    ranked = sorted(local.alone, key=rank)
+    return [local.alone[ranked[place]] for place in (0, len(ranked) // 2, -1)]
+
+
+def _alone_shown(run: Run) -> str:
+    local = run.arms.get("local")
+    many = local is not None and len(local.alone) > FAINT_LIMIT
+    return "worst, middle and best hospital alone" if many else "each hospital alone"
 
 
 def _histories(run: Run) -> list[charts.History]:
@@ -113,10 +134,9 @@ def _histories(run: Run) -> list[charts.History]:
         for arm in run.arms.values()
         if arm.model.history
     ]
-    local = run.arms.get("local")
-    if local is not None and len(local.alone) <= FAINT_LIMIT:
-        alone = [scores for scores in local.alone.values() if scores.history]
-        label = "" if local.model.history else "Each hospital alone"
+    alone = [scores for scores in _alone(run) if scores.history]
+    if alone:
+        label = "" if any(history.arm == "local" for history in found) else _alone_shown(run).capitalize()
         found += [
             charts.History(label if not i else "", "local", scores.history, faint=True)
             for i, scores in enumerate(alone)

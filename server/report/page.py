@@ -86,9 +86,11 @@ def _hospitals(run: Run) -> list[Block]:
     if not any(arm.own for arm in run.arms.values()):
         return []
     metric = contrasts.main_metric(run)
+    sides = "Left, the patients the hospital itself will see; right, whether its model holds for everyone else's. "
+    local = run.arms.get("local")
     blocks: list[Block] = [
         Paragraph(
-            "Left, the patients the hospital itself will see; right, whether its model holds for everyone else's. "
+            f"{sides if local is not None and local.everyone else ''}"
             "Small hospitals have wide intervals: read them before the values."
         )
     ]

@@ -114,8 +114,9 @@ def _summary(runs: Sequence[Run], metric: str) -> list[Block]:
             "Mean ± standard deviation over the repeats, everyone's test patients",
             [Column("Metric", numeric=False), *(Column(arm_name(arm)) for arm in arms)],
             rows,
-            "Below each mean the least and the greatest value. The spread between repeats shows chance in training and "
-            "dealing; the intervals of the single repeats below show chance in the choice of test patients.",
+            "Below each mean the least and the greatest value. The spread between repeats shows chance in training"
+            f"{'' if _same_hospitals(runs) else ' and dealing'}; the intervals of the single repeats "
+            "below show chance in the choice of test patients.",
         ),
         dot_figure(
             [charts.Dots(arm_name(arm), arm, intervals_of(runs, arm, metric)) for arm in arms],

@@ -53,11 +53,11 @@ def gains(run: Run, metric: str) -> Table:
     rows = {
         h.site: [
             Cell(h.site),
-            Cell("—" if h.train_images is None else count(h.train_images)),
-            metric_cell(h.alone_everyone, metric),
-            Cell(number(federated.value if federated else None)),
-            metric_cell(h.gain_everyone, metric, sign=True),
             verdict_cell(h.gain_everyone),
+            metric_cell(h.gain_everyone, metric, sign=True),
+            Cell(number(federated.value if federated else None)),
+            metric_cell(h.alone_everyone, metric),
+            Cell("—" if h.train_images is None else count(h.train_images)),
         ]
         for h in hospitals(run, metric)
     }
@@ -66,11 +66,11 @@ def gains(run: Run, metric: str) -> Table:
         f"What each hospital gains from federating: {in_sentence(metric)} on everyone's test patients",
         [
             Column("Hospital", numeric=TEXT),
-            Column("Training images"),
-            Column(f"{name} alone"),
-            Column(f"{name} federated"),
-            Column("Difference"),
             Column("Federating is", numeric=TEXT),
+            Column("Difference"),
+            Column(f"{name} federated"),
+            Column(f"{name} alone"),
+            Column("Training images"),
         ],
         [rows[site] for site in ends(run, metric, list(rows))],
         shortened(len(rows)),

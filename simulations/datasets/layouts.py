@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.errors import DataError
 from common.study import Study
-from simulations.datasets import folder, kermany, medmnist, nih
+from simulations.datasets import folder, kermany, medmnist, nih, vaults
 from simulations.datasets.source import Source, one_line, shown
 
 
@@ -36,11 +36,13 @@ LAYOUTS: tuple[Layout, ...] = (
         lambda path: path if (path / folder.SHEET).is_file() else None,
         folder.FolderSource,
     ),
+    Layout("vaults (a run, a folder of sites, or one site with site.yaml)", vaults.find, vaults.VaultSource),
     Layout("NIH ChestX-ray14 (Data_Entry_2017*.csv beside images*/)", nih.find, nih.NihSource),
     Layout("Kermany's chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}", kermany.find, kermany.KermanySource),
     Layout("a MedMNIST .npz file", _npz, medmnist.MedMnistSource),
 )
-"""In order of recognition. A label sheet comes first: whoever writes one into a download means it."""
+"""In order of recognition. A label sheet comes first: whoever writes one into a download means it. Then vaults, whose
+``site.yaml`` no download has; then the public layouts."""
 
 
 def open_source(study: Study, data: Path | None) -> Source:
@@ -71,4 +73,6 @@ def open_source(study: Study, data: Path | None) -> Source:
         ) from None
     if data.name == folder.SHEET:
         raise DataError(f"{shown_path}: is the sheet itself; give the folder that holds it")
+    if data.suffix == ".sqlite":
+        raise DataError(f"{shown_path}: is the vault itself; give the site's directory, which holds site.yaml")
     raise DataError(f"{shown_path}: no known layout; expected {'; '.join(layout.description for layout in LAYOUTS)}")

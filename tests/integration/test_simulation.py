@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -44,6 +43,19 @@ def fedward(*arguments: object, check: bool = True) -> subprocess.CompletedProce
     return done
 
 
+def stop_at(text: str, signal_: signal.Signals, *arguments: object) -> tuple[int, str]:
+    """Run the command until it prints ``text``, signal it, and give its exit code and its last words."""
+    command = [str(Path(sys.executable).with_name("fedward")), *map(str, arguments)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if text in line:
+                process.send_signal(signal_)
+                break
+        rest = process.stderr.read()
+        return process.wait(60), rest
+
+
 def results(run: Path) -> dict[str, Any]:
     return json.loads((run / "results.json").read_text())
 
@@ -77,21 +89,14 @@ def test_one_command_gives_a_report_and_workers_do_not_show(study: Path, tmp_pat
     assert found["rounds"] == 3
     assert comparable(tmp_path / "one") == comparable(tmp_path / "two")
     lines = [json.loads(line) for line in (tmp_path / "one" / "events.jsonl").read_text().splitlines()]
-    assert [line["event"] for line in lines][0] == "started"
+    assert lines[0]["event"] == "started"
     assert lines[-1]["event"] == "finished"
 
 
 def test_killed_and_resumed_equals_uninterrupted(study: Path, tmp_path: Path) -> None:
     fedward("simulate", study, "--out", tmp_path / "whole", "--arms", "federated")
-    command = [str(Path(sys.executable).with_name("fedward")), "simulate", str(study), "--arms", "federated"]
-    process = subprocess.Popen([*command, "--out", str(tmp_path / "cut")], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "round 1/3" in line:
-            process.send_signal(signal.SIGKILL)
-            break
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
+    code, _ = stop_at("round 1/3", signal.SIGKILL, "simulate", study, "--arms", "federated", "--out", tmp_path / "cut")
+    assert code == -signal.SIGKILL
     assert not (tmp_path / "cut" / "results.json").exists()
     fedward("simulate", "--resume", tmp_path / "cut")
     assert comparable(tmp_path / "cut") == comparable(tmp_path / "whole")
@@ -100,18 +105,9 @@ def test_killed_and_resumed_equals_uninterrupted(study: Path, tmp_path: Path) ->
 
 
 def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(study: Path, tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).with_name("fedward")), "simulate", str(study), "--arms", "federated"]
-    process = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "run"), "--rounds", "500"], stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "round 2/500" in line:
-            os.kill(process.pid, signal.SIGINT)
-            break
-    rest = process.stderr.read()
-    process.wait(60)
-    assert process.returncode == 130
+    arguments = ("simulate", study, "--arms", "federated", "--out", tmp_path / "run", "--rounds", 500)
+    code, rest = stop_at("round 2/500", signal.SIGINT, *arguments)
+    assert code == 130
     assert "Traceback" not in rest
     assert "--resume" in rest
     assert (tmp_path / "run" / "state" / "repeat-1" / "federated" / "checkpoint.safetensors").exists()

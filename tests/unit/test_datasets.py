@@ -173,7 +173,8 @@ def test_a_link_put_there_after_listing_is_not_followed(folder: Path, tmp_path: 
 
 
 def test_no_known_layout_names_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no known layout; expected a folder with labels.csv; NIH .*Kermany.*MedMNIST"):
+    known = r"no known layout; expected a folder with labels.csv; vaults .*NIH .*Kermany.*MedMNIST"
+    with pytest.raises(DataError, match=known):
         open_source(STUDY, tmp_path)
     (tmp_path / "x.txt").write_text("x")
     with pytest.raises(DataError, match="no known layout"):

@@ -141,6 +141,7 @@ def task(name: str, classes: str) -> str:
         ("seed: -1", "seed: must be greater than or equal to 0, got -1"),
         (f"seed: {1 << 53}", "seed: must be less than 9007199254740992"),
         (f"seed: {'9' * 300}", "seed: must be less than 9007199254740992, got 9999"),
+        ('data: {"a\\nb\\x07": 1}', "data.a\\nb\\x07: unknown key"),
         ('description: "\\ud800"', "here.yaml: a text holds half a character"),
     ],
 )
@@ -226,6 +227,7 @@ def test_a_long_value_is_shortened_in_the_message() -> None:
         ),
         ("name: !!binary aGk=", "tags (tag:yaml.org,2002:binary) are not allowed"),
         ("name: ! x", "tags (!) are not allowed"),
+        ("name: !a%0Ab x", "tags (!a\\nb) are not allowed"),
         ("? [1]\n: 2", "a key must be plain text"),
         ("null: 2", "a key must be plain text, put it in quotes"),
         ("1.5: 2", "a key must be plain text, put it in quotes"),
