@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
+import click
 import typer
+import typer.core
+import typer.main
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+typer.core.HAS_RICH = False  # or it escapes brackets for rich's markup, which is off, and help shows "\\[required]"
 
 app = typer.Typer(
     name="fedward",
@@ -19,13 +26,16 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
 study_app = typer.Typer(help="Check and describe study files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(study_app, name="study")
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PIPE_CLOSED = 141
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line on standard output.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
 
 
 @app.command()
@@ -39,16 +49,23 @@ def simulate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/<time>-<study>.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue an interrupted run from its last round.")] = None,
-    arms: Annotated[str, typer.Option(help="Any of federated, local, pooled.")] = "federated,local,pooled",
-    repeats: Annotated[int, typer.Option(min=1, help="Repeat the training with other seeds.")] = 1,
+    arms: Annotated[
+        str | None, typer.Option(help="Any of federated, local, pooled, with commas between. Default: all three.")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Train this often, each time with other seeds. Default: 1.")
+    ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Overrides federation.rounds.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Overrides the study's seed.")] = None,
-    engine: Annotated[str, typer.Option(help="inprocess, or ray: Flower's own simulation.")] = "inprocess",
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+    engine: Annotated[
+        str | None, typer.Option(help="inprocess, or ray: Flower's own simulation. Default: inprocess.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: 1.")] = None,
     threads: Annotated[
-        int, typer.Option(min=1, help="Torch threads per worker; another count gives other last digits.")
-    ] = 1,
-    device: Device = "auto",
+        int | None,
+        typer.Option(min=1, help="Torch threads per worker; another count gives other last digits. Default: 1."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto (a GPU where there is one), cpu or cuda:N.")] = None,
     as_json: Json = False,
 ) -> None:
     """Play a whole federation on this machine and report who gained."""
@@ -86,7 +103,7 @@ def report(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A finished run.")],
     data: Annotated[Path, typer.Option(help="Labelled images that the run has never seen; all rows are used.")],
-    device: Device = "auto",
+    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda:N.")] = "auto",
     as_json: Json = False,
 ) -> None:
     """Test a run's model on another dataset, at the threshold the run chose."""
@@ -102,7 +119,7 @@ def study_check(file: Annotated[Path, typer.Argument(help="Study file.")]) -> No
     from simulations.cli import check_parts
 
     study = Study.load(file)
-    check_parts(study)
+    check_parts(study, file)
     print(f"{file}: good\nhash {study.hash}")
 
 
@@ -124,23 +141,81 @@ def version() -> None:
     print(metadata.version("fedward"))
 
 
-def main() -> None:
-    """Run the command line; expected errors are one line, without a traceback."""
+def _stop_on_signals() -> list[int]:
+    """Let SIGTERM, and SIGHUP unless ``nohup`` ignores it, stop a command as Ctrl-C does. Returns those that came."""
+    came: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    return came
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody may be listening any more
+        print(f"fedward: {text}", file=sys.stderr, flush=True)
+
+
+def _outcome(came: list[int]) -> int:
+    """Run the command line; the exit code. What goes wrong as expected is told in one line, without a traceback."""
     from common.errors import FedwardError, Interrupted
 
     try:
-        app(standalone_mode=True)
-    except FedwardError as error:
-        print(f"fedward: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        # Not through Typer's own main, which has its ways with Ctrl-C and closed pipes.
+        commands = typer.main.get_command(app)
+        with commands.make_context("fedward", sys.argv[1:]) as context:
+            commands.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as end:  # --help
+        return end.exit_code
+    except click.ClickException as error:  # a mistake on the command line
+        error.show()
+        return error.exit_code
     except KeyboardInterrupt:
-        print("fedward: stopped", file=sys.stderr)
-        sys.exit(Interrupted.exit_code)
+        _say("stopped")
+        return _stopped(came)
+    except Interrupted as error:
+        _say(str(error))
+        return _stopped(came)
+    except FedwardError as error:
+        _say(str(error))
+        return error.exit_code
     except BrokenPipeError:
+        return _PIPE_CLOSED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"{where}{error.strerror or error}; check the path, its permissions and the free space")
+        return 1
+    except MemoryError:
+        _say("out of memory; use fewer --workers, a smaller image.size or training.microbatch")
+        return 1
+    return 0
+
+
+def _stopped(came: list[int]) -> int:
+    """The exit code that a shell gives to what these signals ended."""
+    return 128 + (came[0] if came else signal.SIGINT)
+
+
+def main() -> None:
+    """Entry point: run the command line and exit."""
+    came = _stop_on_signals()
+    try:
+        code = _outcome(came)
+    except KeyboardInterrupt:  # a second one, while the first was being told
+        code = _stopped(came)
+    if code == _PIPE_CLOSED:
         # The reader has gone (fedward … | head); keep Python from complaining about it at exit.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    for number in _SIGNALS:  # nothing is left that a second Ctrl-C could spoil, and nobody to catch what it raises
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from client.evaluation import Scores, predict
+from client.memory import keep_freed_memory
 from client.site import VIEW_CACHE_BYTES, Site
 from client.training import FitSeed, LocalFit
 from client.vault.view import ViewCache
@@ -33,13 +34,14 @@ from common.weights import Weights, digest, restore, state_of
 logger = logging.getLogger("fedward.client")
 
 Locate = Callable[[Context], Path]
-_OPEN_SITES = 64
+_OPEN_SITES = 128
 
 
 class Resident:
     """One process's caches, shared by all the sites it plays."""
 
     def __init__(self) -> None:
+        keep_freed_memory()
         self.views = ViewCache(VIEW_CACHE_BYTES)
         self._sites: OrderedDict[Path, Site] = OrderedDict()
         self._models: OrderedDict[tuple[str, str], nn.Module] = OrderedDict()
@@ -55,7 +57,7 @@ class Resident:
 
     def model(self, study: Study, device: torch.device) -> nn.Module:
         """A model for ``study`` on ``device``, built once and restored in place for every message."""
-        key = (study.model.model_dump_json() + study.image.model_dump_json() + str(study.outputs), str(device))
+        key = (study.hash, str(device))  # an installed model may depend on anything in a study
         model = self._models.pop(key, None)
         if model is None:
             model = build(study, seed_for(study.seed, 0, "weights"))
@@ -136,13 +138,13 @@ def handle(message: Message, locate: Callable[[], Path], resident: Resident) -> 
             reply = moments(request, site, resident)
         else:
             reply = evaluate(request, site, resident)
+        return protocol.answer(reply, message)
     except FedwardError as error:
         logger.error("%s: %s", alias, error)
-        reply = protocol.Refusal(alias, error.code)
+        return protocol.answer(protocol.Refusal(alias, error.code), message)
     except Exception:
         logger.exception("%s: unexpected failure", alias)
-        reply = protocol.Refusal(alias, "internal-error")
-    return protocol.answer(reply, message)
+        return protocol.answer(protocol.Refusal(alias, "internal-error"), message)
 
 
 def make_app(locate: Locate, resident: Resident | None = None) -> ClientApp:

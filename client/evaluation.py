@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from client.training import layout, precision
+from client.training import device_of, layout, precision
 from client.vault.view import View
 from common.study import Study
 
-BATCH = 256
+MOST_IMAGES, MOST_PIXELS = 256, 1 << 20
+"""At most so many in one forward pass, 256 images of 64 × 64 or 20 of 224 × 224: memory does not grow with size."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,15 @@ class Scores:
 
 def predict(model: nn.Module, view: View, study: Study) -> Scores:
     """Score every image of ``view``; the model is left in evaluation mode."""
-    device = view.images.device
+    device = device_of(model)
+    batch = max(1, min(MOST_IMAGES, MOST_PIXELS // study.image.size**2))
     model.eval()
     outputs: list[torch.Tensor] = []
     with torch.inference_mode():
-        for start in range(0, len(view), BATCH):
-            images = view.floats(torch.arange(start, min(start + BATCH, len(view)), device=device))
+        for start in range(0, len(view), batch):
+            rows = torch.arange(start, min(start + batch, len(view)), device=view.device)
             with precision(device):
-                logits = model(layout(images))
+                logits = model(layout(view.floats(rows).to(device)))
             outputs.append(logits.float().cpu())
     logits = torch.cat(outputs).double() if outputs else torch.zeros((0, study.outputs), dtype=torch.float64)
     targets = view.targets.cpu().double()

@@ -7,6 +7,7 @@ comparison arm that sees everybody's images, impossible in a real federation.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,6 @@ class SiteConfig(BaseModel):
     members: tuple[str, ...] = ()
     device: str = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
-    view_cache_bytes: Annotated[int, Field(ge=0)] = VIEW_CACHE_BYTES
 
     def save(self, directory: Path) -> None:
         """Write ``directory/site.yaml`` atomically."""
@@ -56,9 +56,15 @@ class SiteConfig(BaseModel):
             raise VaultError(
                 f"{directory.name} is not a site: it has no site.yaml; make one with `fedward site init`"
             ) from None
-        except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
-            first = str(error).splitlines()[-1].strip()
-            raise VaultError(f"{directory.name}/site.yaml is not usable: {first}") from None
+        except ValidationError as error:
+            found = error.errors(include_url=False)[0]
+            key = ".".join(map(str, found["loc"])) or "the file"
+            raise VaultError(
+                f"{directory.name}/site.yaml is not usable: {key}: {found['msg']}; mend that line"
+            ) from None
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            first = str(error).splitlines()[0].strip()
+            raise VaultError(f"{directory.name}/site.yaml cannot be read: {first}; mend it") from None
 
 
 @dataclass(frozen=True)
@@ -76,20 +82,34 @@ class Site:
         """Open ``directory``. Raises :class:`VaultError` or :class:`DeviceError`."""
         config = SiteConfig.load(directory)
         homes = [directory / member for member in config.members] or [directory]
-        vaults = []
-        for home in homes:
-            own = config if not config.members else SiteConfig.load(home)
-            keys = provider(own.key, base=home, passphrase=passphrase)
-            vaults.append(Vault.open(home / own.vault, keys))
-        return cls(config, directory, tuple(vaults), choose_device(config.device), views)
+        device = choose_device(config.device)
+        with contextlib.ExitStack() as opened:
+            vaults = []
+            for home in homes:
+                own = config if not config.members else SiteConfig.load(home)
+                keys = provider(own.key, base=home, passphrase=passphrase)
+                vaults.append(opened.enter_context(Vault.open(home / own.vault, keys)))
+            opened.pop_all()  # nothing failed: the site closes them
+        return cls(config, directory, tuple(vaults), device, views)
 
     @property
     def alias(self) -> str:
         return self.config.alias
 
     def view(self, study: Study, split: Split) -> View:
-        """The prepared view of one split on this site's device; a pooled site's is all its members'."""
-        return View.concatenate([self.views.get(vault, study, split, self.device) for vault in self.vaults])
+        """The prepared view of one split; a pooled site's is all its members'.
+
+        On this site's GPU when it fits there, else in main memory, from where it follows batch by batch.
+        """
+        if self.device.type != "cpu":
+            try:
+                return self._view_on(self.device, study, split)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+        return self._view_on(torch.device("cpu"), study, split)
+
+    def _view_on(self, device: torch.device, study: Study, split: Split) -> View:
+        return View.concatenate([self.views.get(vault, study, split, device) for vault in self.vaults])
 
     def images(self, study: Study) -> Mapping[str, int]:
         """Labelled images per split."""

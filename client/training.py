@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from client.optimiser import make_optimiser, step
 from client.vault.view import View
 from common.augment import Augmenter
-from common.errors import DataError, DeviceError
+from common.errors import DataError, DeviceError, StudyError
 from common.randomness import seed_for
-from common.study import OptimiserSpec, ScheduleSpec, Study
+from common.study import ScheduleSpec, Study
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,32 @@ class FitSeed:
 
 
 class Objective:
-    """Loss of one batch: logits ``(B, outputs)`` against targets ``(B, classes)``, masked entries NaN."""
+    """Loss of one batch: logits ``(B, outputs)`` against targets ``(B, classes)``, masked entries NaN.
 
-    def __init__(self, study: Study, view: View) -> None:
+    A batch's loss is ``total / weight``. Pieces of a batch add up their totals and share the batch's weight, so
+    that gradient accumulation changes nothing.
+    """
+
+    def __init__(self, study: Study, targets: Tensor) -> None:
         self.task = study.task
         self.smoothing = study.training.label_smoothing
-        self.weights = class_weights(study, view.targets)
+        self.weights = class_weights(study, targets)
 
-    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss over the batch, float32 scalar."""
+    def weight(self, targets: Tensor) -> Tensor:
+        """What a batch's total is divided by: its known entries, for classes of different weight their weights' sum."""
+        if self.task == "multiclass":
+            if self.weights is None:
+                return torch.tensor(float(len(targets)), device=targets.device)
+            return self.weights[targets.argmax(1)].sum()
+        wanted = targets[:, 1:] if self.task == "binary" else targets
+        return (~torch.isnan(wanted)).sum().clamp(min=1).float()
+
+    def total(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Sum of the losses of a batch or of a piece of one, float32 scalar."""
         logits = logits.float()
         if self.task == "multiclass":
             return functional.cross_entropy(
-                logits, targets.argmax(1), weight=self.weights, label_smoothing=self.smoothing
+                logits, targets.argmax(1), weight=self.weights, label_smoothing=self.smoothing, reduction="sum"
             )
         wanted = targets[:, 1:] if self.task == "binary" else targets
         known = ~torch.isnan(wanted)
@@ -69,7 +83,7 @@ class Objective:
         if self.weights is not None:
             negative, positive = self.weights
             losses = losses * torch.where(clean > 0.5, positive, negative)
-        return (losses * known).sum() / known.sum().clamp(min=1)
+        return (losses * known).sum()
 
 
 def class_weights(study: Study, targets: Tensor) -> Tensor | None:
@@ -102,23 +116,19 @@ def learning_rate(
     return base
 
 
-def make_optimiser(model: nn.Module, spec: OptimiserSpec) -> torch.optim.Optimizer:
-    """A fresh optimiser; its state does not travel (docs/decisions/0002)."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if spec.name == "sgd":
-        return torch.optim.SGD(parameters, spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True)
-    kind = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
-    return kind(parameters, spec.lr, weight_decay=spec.weight_decay, fused=True)
-
-
 def batches(count: int, size: int, generator: torch.Generator, *, drop_single: bool) -> Iterator[Tensor]:
     """Shuffled index batches over one epoch. A last batch of one joins its neighbour where a norm layer needs two."""
     order = torch.randperm(count, generator=generator)
+    for part in pieces(count, size, drop_single=drop_single):
+        yield order[part]
+
+
+def pieces(count: int, size: int, *, drop_single: bool) -> list[slice]:
+    """0 … ``count`` in pieces of ``size``, the last one shorter, or longer by one where it may not be a single."""
     cuts = list(range(0, count, size))
     if drop_single and len(cuts) > 1 and count - cuts[-1] == 1:
         cuts.pop()
-    for start, end in zip(cuts, [*cuts[1:], count], strict=True):
-        yield order[start:end]
+    return [slice(start, end) for start, end in zip(cuts, [*cuts[1:], count], strict=True)]
 
 
 class LocalFit:
@@ -126,16 +136,18 @@ class LocalFit:
 
     def __init__(self, model: nn.Module, view: View, study: Study, seed: FitSeed) -> None:
         self.model, self.view, self.study, self.seed = model, view, study, seed
-        self.device = view.images.device
+        self.device = device_of(model)
         self.spec = study.training
         self.microbatch = self.spec.microbatch or self.spec.batch_size
-        self.objective = Objective(study, view)
+        self.objective = Objective(study, view.targets.to(self.device))
         self.augment = Augmenter(study.augment)
         self.has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-        strategy = study.federation.strategy
-        self.proximal_mu = float(str(strategy.params["proximal_mu"])) if strategy.name == "fedprox" else 0.0
+        self.proximal_mu = proximal_mu(study)
+        self.per_round = self._epochs_per_round()
         if self.has_batch_norm and len(view) < 2:
             raise DataError("batch norm needs at least two training images; use model.norm: group")
+        if self.has_batch_norm and self.microbatch < 2:
+            raise StudyError("training.batch_size, microbatch: batch norm needs at least two; use model.norm: group")
 
     def run(self) -> Fit:
         """Fit and leave the new weights in the model."""
@@ -147,7 +159,7 @@ class LocalFit:
         noise = self.seed.of("augment")
         # Dropout draws from the global generator: give it a named seed and hand the old state back.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed_for(self.seed.study, self.seed.repeat, self.seed.site, self.seed.round, "dropout"))
+            self._seed_dropout()
             for epoch, indices in self._schedule():
                 self._set_rate(optimiser, epoch)
                 loss = self._step_with_memory(optimiser, indices, noise)
@@ -157,22 +169,39 @@ class LocalFit:
         self.model.eval()
         return Fit(min(seen, len(self.view)), float(total) / seen, steps)
 
+    def _seed_dropout(self) -> None:
+        # Not torch.manual_seed: on the CPU that would reseed every CUDA device, which is not forked then.
+        seed = seed_for(self.seed.study, self.seed.repeat, self.seed.site, self.seed.round, "dropout")
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+
     def _schedule(self) -> Iterator[tuple[float, Tensor]]:
         """(epochs since this fit began, indices of the next batch)."""
         shuffle = self.seed.of("shuffle")
         count, size = len(self.view), self.spec.batch_size
         epochs, steps, done = self.spec.epochs, 0, 0
         while epochs is None or done < epochs:
+            seen = 0
             for indices in batches(count, size, shuffle, drop_single=self.has_batch_norm):
-                yield done + (steps * size % count) / count, indices
+                yield done + seen / count, indices
+                seen += len(indices)
                 steps += 1
                 if epochs is None and steps == self.spec.local_steps:
                     return
             done += 1
 
+    def _epochs_per_round(self) -> float:
+        """Passes over the images in one fit, in part where steps are counted."""
+        if self.spec.epochs is not None:
+            return float(self.spec.epochs)
+        count = len(self.view)
+        ends = [part.stop for part in pieces(count, self.spec.batch_size, drop_single=self.has_batch_norm)]
+        whole, rest = divmod(self.spec.local_steps or 0, len(ends))
+        return whole + (ends[rest - 1] / count if rest else 0.0)
+
     def _set_rate(self, optimiser: torch.optim.Optimizer, epoch: float) -> None:
-        federation = self.study.federation
-        per_round = float(self.spec.epochs or (self.spec.local_steps or 0) * self.spec.batch_size / len(self.view))
+        federation, per_round = self.study.federation, self.per_round
         rate = learning_rate(
             self.spec.optimiser.lr,
             self.spec.schedule,
@@ -193,25 +222,26 @@ class LocalFit:
             except torch.OutOfMemoryError:
                 optimiser.zero_grad()
                 noise.set_state(state)
-                if self.microbatch == 1:
+                smallest = 2 if self.has_batch_norm else 1
+                if self.microbatch <= smallest:
                     raise DeviceError(
-                        "one image does not fit in the GPU's memory; use a smaller model or image size, or device: cpu"
+                        f"batches of {smallest} do not fit in the GPU's memory; "
+                        "use a smaller model or image size, or device: cpu"
                     ) from None
-                self.microbatch = max(1, min(self.microbatch, len(indices)) // 2)
+                self.microbatch = max(smallest, min(self.microbatch, len(indices)) // 2)
                 torch.cuda.empty_cache()
 
     def _step(self, optimiser: torch.optim.Optimizer, indices: Tensor, noise: torch.Generator) -> Tensor:
         optimiser.zero_grad()
-        where = indices.to(self.device)
-        images = self.augment.apply(self.view.floats(where), noise)
-        targets = self.view.targets[where]
+        where = indices.to(self.view.device)
+        images = self.augment.apply(self.view.floats(where).to(self.device), noise)
+        targets = self.view.targets[where].to(self.device)
+        weight = self.objective.weight(targets)
         total = torch.zeros((), device=self.device)
-        for start in range(0, len(indices), self.microbatch):
-            part = slice(start, start + self.microbatch)
-            share = len(images[part]) / len(indices)
+        for part in pieces(len(indices), self.microbatch, drop_single=self.has_batch_norm):
             with precision(self.device):
                 logits = self.model(layout(images[part]))
-            loss = self.objective(logits, targets[part]) * share
+            loss = self.objective.total(logits, targets[part]) / weight
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         penalty = self._penalty()
@@ -219,7 +249,7 @@ class LocalFit:
             penalty.backward()  # type: ignore[no-untyped-call]
         if self.spec.optimiser.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.optimiser.clip_norm)
-        optimiser.step()
+        step(optimiser)
         return total
 
     def _penalty(self) -> Tensor | None:
@@ -231,6 +261,22 @@ class LocalFit:
             gaps = [(p - a).square().sum() for p, a in zip(self.model.parameters(), self.anchor, strict=True)]
             terms.append(0.5 * self.proximal_mu * torch.stack(gaps).sum())
         return torch.stack(terms).sum() if terms else None
+
+
+def proximal_mu(study: Study) -> float:
+    """FedProx's μ, 0 for other strategies. Raises :class:`StudyError` where the study does not say it."""
+    strategy = study.federation.strategy
+    if strategy.name != "fedprox":
+        return 0.0
+    value = strategy.params.get("proximal_mu")
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise StudyError("federation.strategy.params: fedprox needs proximal_mu, a number of at least 0")
+    return float(value)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model computes; a view that is too large for the GPU stays in main memory and follows in batches."""
+    return next(model.parameters()).device
 
 
 def precision(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -13,23 +13,41 @@ from common.errors import RunError
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replace ``path`` by ``data``: readers see the old file or the new one, also after a power cut.
 
-    Raises :class:`RunError` where the disk is full or the folder cannot be written.
+    Raises :class:`RunError` where the disk is full or the folder cannot be written. An error
+    or Ctrl-C leaves nothing beside ``path``; what a kill leaves, :func:`sweep` removes.
     """
     name = ""
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            name = file.name
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, mode)  # noqa: PTH101
-        os.replace(name, path)  # noqa: PTH105
+        try:
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_prefix(path), delete=False) as file:
+                name = file.name
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, mode)  # noqa: PTH101
+            os.replace(name, path)  # noqa: PTH105
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)  # noqa: PTH108
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(name)  # noqa: PTH108
         raise RunError(f"cannot write {path}: {error.strerror}; free some space or choose another --out") from None
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+
+
+def sweep(path: Path) -> None:
+    """Remove what a killed process left of its attempts to write ``path``, while nobody else writes it."""
+    if not path.parent.is_dir():
+        return
+    for left in path.parent.iterdir():
+        if left.name.startswith(_prefix(path)):
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.new-"

@@ -9,13 +9,13 @@ error leaves it as a :class:`Refusal`: a code, never a text.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
@@ -27,10 +27,14 @@ VERSION = 1
 """Raised whenever a message changes meaning; both sides must speak the same."""
 
 SURVEY, TRAIN, EVALUATE, MOMENTS = "query.survey", "train.fit", "evaluate.scores", "evaluate.moments"
+SPLITS = ("train", "val", "test")
 
 Statistics = Mapping[str, NDArray[Any]]
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ARM = re.compile(r"[a-z][a-z-]{0,31}(:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _CODE = re.compile(r"[a-z][a-z0-9-]{0,39}")
+_MOST = (1 << 31) - 1
+_SURVEY_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)
@@ -159,25 +163,23 @@ def open_request(message: Message) -> Request:
     content = _content(message)
     head = _record(content, "head", ConfigRecord)
     _same_version(head)
-    task = Task(
-        _study(_get(head, "study", str)), _get(head, "arm", str), _get(head, "repeat", int), _get(head, "round", int)
-    )
     kind = message.metadata.message_type
+    task = _task(head, kind)
     if kind == SURVEY:
         return SurveyRequest(task)
     weights = from_arrays(_record(content, "weights", ArrayRecord))
     if kind == TRAIN:
         return TrainRequest(task, weights)
     split = _get(head, "split", str)
-    if split not in ("train", "val", "test"):
-        raise ProtocolError(f"a request names the split {split!r}; known: train, val, test")
+    if split not in SPLITS:
+        raise ProtocolError(f"a request names the split {split[:20]!r}; known: {', '.join(SPLITS)}")
     if kind == EVALUATE:
         return EvaluateRequest(task, split, weights)
     if kind == MOMENTS:
         return MomentsRequest(
             task, split, weights, from_arrays(_record(content, "statistics", ArrayRecord), STATISTICS)
         )
-    raise ProtocolError(f"unknown kind of request {kind!r}; upgrade this site")
+    raise ProtocolError(f"unknown kind of request {kind[:40]!r}; upgrade this site")
 
 
 def answer(reply: Reply, request: Message) -> Message:
@@ -220,13 +222,15 @@ def open_reply(message: Message) -> Reply:
         raise ProtocolError(f"{site} sent an unknown kind of reply")
     round_ = _get(head, "round", int)
     facts = _record(content, "facts", MetricRecord)
-    seconds = float(_get(facts, "seconds", float))
+    seconds = _get(facts, "seconds", float)
+    if not 0.0 <= seconds < math.inf:
+        raise ProtocolError(f"{site} says it took {seconds} seconds; upgrade that site")
     if kind == "statistics":
         return StatisticsReply(
             site, round_, from_arrays(_record(content, "statistics", ArrayRecord), STATISTICS), seconds
         )
     weights = from_arrays(_record(content, "weights", ArrayRecord))
-    return TrainReply(site, round_, weights, _get(facts, "examples", int), float(_get(facts, "loss", float)), seconds)
+    return TrainReply(site, round_, weights, _get(facts, "examples", int), _get(facts, "loss", float), seconds)
 
 
 def size(content: RecordDict) -> int:
@@ -244,6 +248,20 @@ def _study(text: str) -> Study:
         return Study.parse(text, "received study")
     except StudyError as error:
         raise ProtocolError(f"{error}; the coordinator runs another version of fedward?") from None
+
+
+def _task(head: Mapping[str, Any], kind: str) -> Task:
+    """A request's task. Its round and repeat go into schedules and seeds, so they are held to the study's range."""
+    study = _study(_get(head, "study", str))
+    arm, repeat, round_ = _get(head, "arm", str), _get(head, "repeat", int), _get(head, "round", int)
+    if not _ARM.fullmatch(arm):
+        raise ProtocolError("a request names an arm with characters that are not allowed")
+    if not 0 <= repeat <= _MOST:
+        raise ProtocolError(f"a request names repeat {repeat}; repeats count from 0")
+    first, last = int(kind == TRAIN), study.federation.rounds
+    if not first <= round_ <= last:
+        raise ProtocolError(f"a request names round {round_}; the study has rounds {first} to {last}")
+    return Task(study, arm, repeat, round_)
 
 
 def _content(message: Message) -> RecordDict:
@@ -277,11 +295,12 @@ def _same_version(head: Mapping[str, Any]) -> None:
 
 def _counts(text: str) -> dict[str, int]:
     try:
-        counts = json.loads(text)
-    except ValueError:
-        raise ProtocolError("a survey's counts are not JSON") from None
-    if not isinstance(counts, dict) or not all(
-        isinstance(n, int) and 0 <= n < np.iinfo(np.int32).max for n in counts.values()
-    ):
-        raise ProtocolError("a survey's counts are not a table of numbers")
-    return {str(split)[:16]: int(n) for split, n in counts.items()}
+        # Cut before it is parsed: deep nesting would exhaust the parser's stack.
+        counts = json.loads(text) if len(text) <= _SURVEY_CHARACTERS else None
+    except (ValueError, RecursionError):
+        raise ProtocolError("a survey's counts are not JSON; upgrade that site") from None
+    if not isinstance(counts, dict) or not set(counts) <= set(SPLITS):
+        raise ProtocolError("a survey's counts are not a table of splits; upgrade that site")
+    if not all(type(n) is int and 0 <= n <= _MOST for n in counts.values()):
+        raise ProtocolError("a survey's counts are not whole numbers from 0; upgrade that site")
+    return counts

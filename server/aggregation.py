@@ -7,29 +7,40 @@ every reply (krum, median, …) get them sorted by site.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy.fedopt import FedOpt
 from numpy.typing import NDArray
 
-from common.errors import QuorumError, ReplyRefused
+from common.errors import ModelError, QuorumError, ReplyRefused
 from common.protocol import TrainReply
 from common.study import Study
-from common.weights import Weights, to_arrays
+from common.weights import Weights, all_finite, to_arrays
 from server.strategies import build_strategy
 
 _SCALE = float(2**32)
-_LIMIT = float(2**31)
+_LIMIT = float(2**31 - 1)
+"""One unit below 2³¹, so that the roundings of four billion additions cannot overflow either."""
 _CHUNK = 1 << 18
+_FOLDED = (flower.FedAvgM, flower.FedAdam, flower.FedYogi, flower.FedAdagrad)
+_MOMENTS = ("m_t", "v_t", "momentum_vector")
+"""What Flower's strategies remember from round to round."""
 
 
 class FixedPointSum:
-    """Σ nᵢ·wᵢ in int64 steps of 2⁻³²: exact in any order, refused before it could overflow."""
+    """Σ nᵢ·wᵢ in int64 steps of 2⁻³²: exact in any order, refused before it could overflow.
+
+    Each term is rounded to the next step, so the mean is off by at most 2⁻³³ · replies / examples
+    before it is rounded to float32.
+    """
 
     def __init__(self, template: Weights) -> None:
         self._sums = {name: np.zeros(value.size, np.int64) for name, value in template.items()}
@@ -38,9 +49,13 @@ class FixedPointSum:
         self.examples = 0
 
     def add(self, weights: Weights, examples: int) -> None:
-        """Add one site's float arrays with weight ``examples``. Raises :class:`ReplyRefused`, changing nothing."""
-        largest = max((float(np.abs(weights[name]).max(initial=0.0)) for name in self._sums), default=0.0)
-        if self._bound + largest * examples >= _LIMIT:
+        """Add one site's float arrays with weight ``examples``.
+
+        Raises :class:`ReplyRefused`, changing nothing, for the reply that would reach the limit. Only there
+        does it matter who came first.
+        """
+        largest = float(np.max([0.0, *(np.abs(weights[name]).max(initial=0.0) for name in self._sums)]))
+        if not self._bound + largest * examples < _LIMIT:  # said this way, NaN is refused too
             raise ReplyRefused(
                 "values too large to add up: |Σ examples × weight| ≥ 2³¹; check the site's learning rate"
             )
@@ -136,39 +151,20 @@ class MeanAggregator(Aggregator):
     def finish(self) -> Weights:
         if self._sum.examples == 0:
             raise QuorumError("no reply to average")
-        mean = self._sum.mean() | self._counted
+        mean, examples = self._sum.mean() | self._counted, self._sum.examples
+        del self._sum  # twice the model's size, not needed before the next round
         if self._optimiser is not None:
-            mean |= self._step(mean)
-        return {name: mean[name] for name in self._sent}
-
-    def _step(self, mean: Weights) -> dict[str, NDArray[Any]]:
-        names = sorted(self.layout.parameters)
-        before = {name: self._sent[name] for name in names}
-        assert self._optimiser is not None
-        if isinstance(self._optimiser, flower.FedAvgM):
-            self._optimiser.current_arrays = to_arrays(before)
-        else:
-            self._optimiser.current_arrays = before  # type: ignore[attr-defined]
-        message = _as_reply({name: mean[name] for name in names}, self._sum.examples, 0.0)
-        arrays, _ = self._optimiser.aggregate_train(self._round, [message])
-        return _cast(arrays, before)
+            before = {name: self._sent[name] for name in sorted(self.layout.parameters)}
+            reply = _as_reply({name: mean[name] for name in before}, examples, 0.0)
+            mean |= _next(self._optimiser, self._round, before, [reply])
+        return _in_order(mean, self._sent)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        saved: dict[str, NDArray[Any]] = {}
-        names = sorted(self.layout.parameters)
-        for key in ("m_t", "v_t", "momentum_vector"):
-            value = getattr(self._optimiser, key, None)
-            if value is not None:
-                pairs = value.items() if isinstance(value, dict) else zip(names, value, strict=True)
-                saved |= {f"{key}/{name}": np.asarray(array) for name, array in pairs}
-        return saved
+        return {} if self._optimiser is None else _state_of(self._optimiser, sorted(self.layout.parameters))
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        for key in ("m_t", "v_t", "momentum_vector"):
-            part = {name.split("/", 1)[1]: array for name, array in state.items() if name.startswith(f"{key}/")}
-            if part:
-                ordered = {name: part[name] for name in sorted(part)}
-                setattr(self._optimiser, key, list(ordered.values()) if key == "momentum_vector" else ordered)
+        if self._optimiser is not None:
+            _restore(self._optimiser, state)
 
 
 class CollectAggregator(Aggregator):
@@ -191,18 +187,11 @@ class CollectAggregator(Aggregator):
 
     def finish(self) -> Weights:
         replies = [self._replies[site] for site in sorted(self._replies)]
-        names = sorted(self.layout.parameters)
-        before = {name: self._sent[name] for name in names}
-        if isinstance(self._strategy, flower.QFedAvg):
-            self._strategy.current_arrays = to_arrays(before)
-        messages = [_as_reply({n: r.weights[n] for n in names}, r.examples, r.loss) for r in replies]
-        arrays, _ = self._strategy.aggregate_train(self._round, messages)
-        if arrays is None:
-            raise QuorumError(
-                f"{type(self._strategy).__name__} cannot work with {len(replies)} replies; "
-                "lower num_malicious_nodes or federate more sites"
-            )
-        after: dict[str, NDArray[Any]] = _cast(arrays, before)
+        if not replies:
+            raise QuorumError("no reply to aggregate")
+        before = {name: self._sent[name] for name in sorted(self.layout.parameters)}
+        messages = [_as_reply({n: r.weights[n] for n in before}, r.examples, r.loss) for r in replies]
+        after: dict[str, NDArray[Any]] = _next(self._strategy, self._round, before, messages)
         for reply in replies:
             _counters(self.layout, self._sent, after, reply.weights)
         for name in self.layout.buffers:
@@ -212,17 +201,114 @@ class CollectAggregator(Aggregator):
             else:
                 value = np.median(stack, axis=0)
             after[name] = np.asarray(value, self._sent[name].dtype)
-        return {name: after[name] for name in self._sent}
+        self._replies = {}
+        return _in_order(after, self._sent)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        return _state_of(self._strategy, sorted(self.layout.parameters))
+
+    def restore(self, state: dict[str, NDArray[Any]]) -> None:
+        _restore(self._strategy, state)
 
 
-def build_aggregator(study: Study, layout: Layout) -> Aggregator:
-    """The aggregator for ``study.federation.strategy``."""
+def build_aggregator(study: Study, layout: Layout, *, sites: int) -> Aggregator:
+    """The aggregator for ``study.federation.strategy`` with ``sites`` taking part.
+
+    Only Flower's own classes get one averaged reply: a researcher's subclass may look at each. One site alone
+    has nobody to be robust against, so its mean stands in for Bulyan, which would need three. Raises
+    :class:`StudyError` for parameters, :class:`QuorumError` for a Bulyan that could never have enough replies.
+    """
     strategy = build_strategy(study.federation.strategy)
-    if type(strategy) in (flower.FedAvg, flower.FedProx):
+    kind = type(strategy)
+    if kind in (flower.FedAvg, flower.FedProx) or (kind is flower.Bulyan and sites == 1):
         return MeanAggregator(layout, None)
-    if isinstance(strategy, flower.FedAvgM | flower.FedAdam | flower.FedYogi | flower.FedAdagrad):
+    if isinstance(strategy, flower.Bulyan) and sites < 4 * strategy.num_malicious_nodes + 3:
+        raise _too_few(strategy, sites)
+    if isinstance(strategy, flower.FedAvg) and kind in _FOLDED:
         return MeanAggregator(layout, strategy)
     return CollectAggregator(layout, strategy)
+
+
+def _next(
+    strategy: flower.Strategy, round_: int, before: dict[str, NDArray[Any]], replies: list[Message]
+) -> dict[str, NDArray[Any]]:
+    """What Flower's strategy makes of the parameters ``before`` and ``replies``, in their types and shapes.
+
+    Raises :class:`QuorumError` where it needs more replies, :class:`ModelError` where it fails or diverges.
+    """
+    if isinstance(strategy, FedOpt):
+        strategy.current_arrays = before
+    elif hasattr(strategy, "current_arrays"):
+        strategy.current_arrays = to_arrays(before)
+    name = type(strategy).__name__
+    try:
+        with np.errstate(all="ignore"), _quick_collections():  # a step that overflows is refused below
+            arrays, _ = strategy.aggregate_train(round_, replies)
+            after = None if arrays is None else _cast(arrays, before)
+    except Exception as error:
+        # Somebody else's arithmetic on checked replies: whatever it raises, the strategy has failed, not a site.
+        raise ModelError(f"strategy {name} failed in round {round_} with {type(error).__name__}: {error}") from error
+    if after is None:
+        raise _too_few(strategy, len(replies))
+    if not all_finite(after):
+        raise ModelError(
+            f"strategy {name} gave weights that are not finite in round {round_}; lower its learning rate (eta, …)"
+        )
+    return after
+
+
+@contextlib.contextmanager
+def _quick_collections() -> Iterator[None]:
+    """Keep what exists by now out of garbage collections.
+
+    Flower's qfedavg and bulyan run a full one for every reply, 0.2 s each in a process with torch in it.
+    """
+    ours = gc.get_freeze_count() == 0
+    if ours:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if ours:
+            gc.unfreeze()
+
+
+def _too_few(strategy: flower.Strategy, replies: int) -> QuorumError:
+    name, liars = type(strategy).__name__, int(getattr(strategy, "num_malicious_nodes", 0))
+    needs = f" (it needs {4 * liars + 3})" if isinstance(strategy, flower.Bulyan) else ""
+    remedy = "federate more sites" if not liars else f"lower num_malicious_nodes ({liars}) or federate more sites"
+    return QuorumError(f"{name} cannot work with {replies} replies{needs}; {remedy}")
+
+
+def _state_of(strategy: flower.Strategy, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Moments and momentum; of a researcher's strategy whatever its own ``state()`` gives."""
+    own: Callable[[], dict[str, NDArray[Any]]] | None = getattr(strategy, "state", None)
+    if own is not None:
+        return {f"own/{name}": np.asarray(array) for name, array in own().items()}
+    saved: dict[str, NDArray[Any]] = {}
+    for key in _MOMENTS:
+        value = getattr(strategy, key, None)
+        if value is not None:
+            pairs = value.items() if isinstance(value, dict) else zip(names, value, strict=True)
+            saved |= {f"{key}/{name}": np.asarray(array) for name, array in pairs}
+    return saved
+
+
+def _restore(strategy: flower.Strategy, state: dict[str, NDArray[Any]]) -> None:
+    parts: dict[str, dict[str, NDArray[Any]]] = {}
+    for path in sorted(state):
+        key, _, name = path.partition("/")
+        parts.setdefault(key, {})[name] = state[path]
+    own: Callable[[dict[str, NDArray[Any]]], None] | None = getattr(strategy, "restore", None)
+    if own is not None:
+        own(parts.get("own", {}))
+        return
+    for key, part in parts.items():
+        setattr(strategy, key, list(part.values()) if key == "momentum_vector" else part)
+
+
+def _in_order(weights: Weights, template: Weights) -> Weights:
+    return {name: weights[name] for name in template}
 
 
 def _as_reply(arrays: Weights, examples: int, loss: float) -> Message:
@@ -235,8 +321,7 @@ def _as_reply(arrays: Weights, examples: int, loss: float) -> Message:
     return Message(content, 1, "train")
 
 
-def _cast(arrays: ArrayRecord | None, template: Weights) -> dict[str, NDArray[Any]]:
-    assert arrays is not None
+def _cast(arrays: ArrayRecord, template: Weights) -> dict[str, NDArray[Any]]:
     found = {name: array.numpy() for name, array in arrays.items()}
     return {name: np.asarray(found[name], template[name].dtype).reshape(template[name].shape) for name in template}
 

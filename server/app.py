@@ -18,7 +18,7 @@ from common.files import write_atomically
 from common.study import Study
 from server.events import EventLog, JsonLines
 from server.results import arm_json, finish, write_model
-from server.rounds import Arm, Link, Work, survey
+from server.rounds import Arm, Link, Work, quorum_of, survey
 from server.testing import test_model
 
 
@@ -27,7 +27,14 @@ def federate(link: Link, study: Study, out: Path, *, base: Path) -> dict[str, An
 
     Goes on from ``out``'s checkpoint where there is one. Raises :class:`QuorumError` when too few sites take part.
     """
-    found = {alias: node for alias, (node, images) in survey(link, study).items() if images.get("train")}
+    nodes = len(list(link.grid.get_node_ids()))
+    answered = survey(link, study)
+    if len(answered) < quorum_of(study, nodes):
+        raise QuorumError(
+            f"{len(answered)} of {nodes} sites answered, the quorum asks for {quorum_of(study, nodes)}; "
+            "the events say what each of the others answered: mend them, then start again"
+        )
+    found = {alias: node for alias, (node, images) in answered.items() if images.get("train")}
     if not found:
         raise QuorumError("no site has training images for this study; see its events for what each site answered")
     work = Work(
@@ -38,7 +45,7 @@ def federate(link: Link, study: Study, out: Path, *, base: Path) -> dict[str, An
     own = {
         site: {"test": {m: i.to_dict() for m, i in summary.overall.items()}} for site, summary in tested.sites.items()
     }
-    result = {"study_hash": study.hash, "arms": {"federated": arm_json(arm, tested) | {"sites": own}}}
+    result: dict[str, Any] = {"study_hash": study.hash, "arms": {"federated": arm_json(arm, tested) | {"sites": own}}}
     write_model(out, arm)
     write_atomically(out / "results.json", json.dumps(result, indent=1).encode())
     link.events.emit("finished", arm="federated", test=result["arms"]["federated"]["test"])

@@ -7,7 +7,7 @@ this one, never a mixture.
 from __future__ import annotations
 
 import json
-import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from common.errors import RunError
-from common.files import write_atomically
+from common.files import sweep, write_atomically
 from common.weights import Weights
 
-_FORMAT = "1"
+_FORMAT = "2"
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -41,41 +41,82 @@ class Progress:
 
 
 _GROUPS = ("weights", "strategy", "kept", "validation")
+_RECORD = "record"
+"""JSON as bytes of a tensor: safetensors limits its header to 100 MB, which histories of many sites exceed."""
 
 
 def save_progress(path: Path, progress: Progress, *, key: Mapping[str, Any]) -> None:
-    """Write ``progress`` atomically. ``key`` names the work (study hash, arm, repeat) it belongs to."""
-    tensors = {
-        f"{group}:{name}": np.array(value, order="C")
+    """Write ``progress`` atomically. ``key`` names the work (study hash, arm, repeat, sites) it belongs to.
+
+    Raises :class:`RunError` where it cannot be written.
+    """
+    tensors: Arrays = {
+        f"{group}:{name}": np.asarray(value, order="C")  # not ascontiguousarray, which gives a counter a dimension
         for group in _GROUPS
         for name, value in getattr(progress, group).items()
     }
     facts = {"round": progress.round, "facts": progress.facts, "history": progress.history, "done": progress.done}
-    metadata = {"format": _FORMAT, "key": json.dumps(dict(key), sort_keys=True), "progress": json.dumps(facts)}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors[_RECORD] = np.frombuffer(json.dumps(facts, allow_nan=False).encode(), np.uint8)
+    metadata = {"format": _FORMAT, "key": _key_text(key), "crc32": _checksum(tensors)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path.parent}: {error.strerror}; free some space or choose another --out"
+        ) from None
     write_atomically(path, save(tensors, metadata))
 
 
 def load_progress(path: Path, *, key: Mapping[str, Any]) -> Progress | None:
     """The progress saved for ``key``, or ``None``. Raises :class:`RunError` for another study's, or a damaged file."""
+    sweep(path)
     if not path.exists():
         return None
     try:
-        with safe_open(os.fspath(path), "numpy") as file:
+        with safe_open(str(path), "numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
-                raise RunError(f"{path.name} was written by another version of fedward; start the run anew")
-            if metadata["key"] != json.dumps(dict(key), sort_keys=True):
-                raise RunError(
-                    f"{path.name} belongs to another study or arm; resume with the study it was started with"
-                )
-            facts = json.loads(metadata["progress"])
-            groups: dict[str, Arrays] = {group: {} for group in _GROUPS}
-            for name in file.keys():  # noqa: SIM118 (safetensors' handle is no mapping)
-                group, _, tensor = name.partition(":")
-                groups[group][tensor] = file.get_tensor(name)
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+                raise RunError(f"{path} was written by another version of fedward; start the run anew")
+            _same_key(path, json.loads(metadata["key"]), key)
+            tensors: Arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if _checksum(tensors) != metadata["crc32"]:
+            raise ValueError("checksum")
+        facts = json.loads(tensors.pop(_RECORD).tobytes())
+        groups: dict[str, Arrays] = {group: {} for group in _GROUPS}
+        for name, array in tensors.items():
+            group, _, tensor = name.partition(":")
+            groups[group][tensor] = array
+        return Progress(facts["round"], facts=facts["facts"], history=facts["history"], done=facts["done"], **groups)
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise RunError(
-            f"{path.name} cannot be read ({type(error).__name__}); delete it to start that arm anew"
+            f"{path} is damaged or cannot be read ({type(error).__name__}); delete it to start that arm anew"
         ) from None
-    return Progress(facts["round"], facts=facts["facts"], history=facts["history"], done=facts["done"], **groups)
+
+
+def _key_text(key: Mapping[str, Any]) -> str:
+    return json.dumps(dict(key), sort_keys=True)
+
+
+def _same_key(path: Path, saved: Mapping[str, Any], key: Mapping[str, Any]) -> None:
+    """Raises :class:`RunError` naming what differs."""
+    wanted = json.loads(_key_text(key))
+    differing = [name for name in sorted({*saved, *wanted}) if saved.get(name) != wanted.get(name)]
+    if differing == ["sites"]:
+        away = sorted(set(saved["sites"]) - set(wanted["sites"]))
+        listed = f"{', '.join(away[:5])} missing" if away else "others came in"
+        raise RunError(
+            f"{path} was trained by other sites ({listed}); bring the same sites back, or start the run anew"
+        )
+    if differing:
+        raise RunError(
+            f"{path} belongs to another {' and '.join(differing)}; resume with the study it was started with"
+        )
+
+
+def _checksum(tensors: Mapping[str, NDArray[Any]]) -> str:
+    """CRC-32 over names, types, shapes and bytes: safetensors itself would not see a flipped bit."""
+    names = sorted(tensors)
+    total = zlib.crc32(repr([(name, tensors[name].dtype.str, tensors[name].shape) for name in names]).encode())
+    for name in names:
+        total = zlib.crc32(np.asarray(tensors[name], order="C").reshape(-1).view(np.uint8).data, total)
+    return f"{total:08x}"

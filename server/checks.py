@@ -7,12 +7,20 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from common.errors import ReplyRefused
 from common.protocol import TrainReply
 from common.study import FederationSpec
 from common.weights import Weights, check_like, delta_norm
 
 _MOST_EXAMPLES = 1 << 31
+_MOST_STEPS = 1 << 31
+_HARMLESS = 0.01
+"""An update within this part of the model's own norm is never "far above": where training has all but stopped,
+ten times the median is next to nothing, and refusing it would end the run."""
+_VARIANCE = "running_var"
+"""What torch calls the variances that a batch norm layer keeps."""
 
 
 @dataclass
@@ -32,8 +40,8 @@ class ReplyChecks:
     def __post_init__(self) -> None:
         self.cap = self.cap or self.spec.first_norm_cap
 
-    def accept(self, reply: TrainReply, *, site: str, round_: int, sent: Weights) -> float:
-        """The norm of the accepted update. Raises :class:`ReplyRefused` with the reason."""
+    def judge(self, reply: TrainReply, *, site: str, round_: int, sent: Weights) -> float:
+        """The norm of a reply's update. Raises :class:`ReplyRefused` with the reason; changes nothing."""
         if reply.site != site:
             raise ReplyRefused("it answers under another site's name")
         if reply.round != round_:
@@ -42,12 +50,18 @@ class ReplyChecks:
             raise ReplyRefused(f"it says it trained on {reply.examples} examples")
         if not math.isfinite(reply.loss):
             raise ReplyRefused("its training loss is not finite; a smaller learning rate may help")
+        if reply.loss < 0:
+            raise ReplyRefused(f"its training loss {reply.loss:.3g} is negative, which no loss of ours can be")
         check_like(reply.weights, sent)
+        _check_buffers(reply.weights, sent)
         norm = delta_norm(reply.weights, sent, self.trainable)
-        if norm > self.cap:
+        if norm > self.cap and norm > _HARMLESS * _norm(sent, self.trainable):
             raise ReplyRefused(f"its update's norm {norm:.3g} is above the bound {self.cap:.3g}")
-        self.norms.append(norm)
         return norm
+
+    def accepted(self, norm: float) -> None:
+        """Count a reply that was judged, and then taken, towards the next round's bound."""
+        self.norms.append(norm)
 
     def next_round(self) -> None:
         """Set the next round's bound from this round's accepted norms."""
@@ -55,3 +69,23 @@ class ReplyChecks:
             median = statistics.median(self.norms)
             self.cap = median * self.spec.norm_factor if median > 0 else self.spec.first_norm_cap
             self.norms = []
+
+
+def _norm(weights: Weights, names: Sequence[str]) -> float:
+    squares = (float(np.square(weights[name], dtype=np.float64).sum()) for name in names)
+    return math.sqrt(math.fsum(squares))
+
+
+def _check_buffers(weights: Weights, sent: Weights) -> None:
+    """What no norm layer can have counted: a negative variance, a counter that jumped.
+
+    One such variance gives every site's evaluation NaN, and a counter near 2⁶³ overflows at the next step.
+    """
+    for name, value in weights.items():
+        if name.endswith(_VARIANCE) and value.size and float(value.min()) < 0:
+            raise ReplyRefused(f"the variance {name} is negative")
+        if value.dtype.kind == "i" and value.size:
+            # As Python numbers: differences of hostile int64 overflow.
+            low, high = int(value.min()), int(value.max())
+            if low < min(0, int(sent[name].min())) or high - int(np.max(sent[name])) > _MOST_STEPS:
+                raise ReplyRefused(f"the counter {name} is outside what one round can count")

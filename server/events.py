@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
+
+from common.errors import RunError
 
 Sink = Callable[[Mapping[str, Any]], None]
+_BLOCK = 1 << 16
 
 
 def utc_now() -> str:
@@ -34,18 +39,51 @@ class EventLog:
 
 
 class JsonLines:
-    """Sink that appends to a text stream, a line a fact, flushed so that a crash loses none."""
+    """Sink that appends to a text stream, a line a fact, flushed so that a crash loses none.
+
+    Raises :class:`RunError` where the line cannot be written (disk full).
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     @classmethod
     def append_to(cls, path: Path) -> JsonLines:
-        return cls(path.open("a", encoding="utf-8"))
+        """A log at ``path``, continued where there is one; half a line that a kill left is cut off."""
+        try:
+            with path.open("ab+") as file:
+                file.truncate(_end_of_last_line(file))
+            return cls(path.open("a", encoding="utf-8"))
+        except OSError as error:
+            raise _unwritable(path.name, error) from None
 
     def __call__(self, line: Mapping[str, Any]) -> None:
-        self._stream.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
-        self._stream.flush()
+        # Written in one piece, and no NaN: half the world's JSON readers refuse it.
+        text = json.dumps(line, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError as error:
+            raise _unwritable("the run's events", error) from None
 
     def close(self) -> None:
-        self._stream.close()
+        """Close the stream; whatever could not be written by now has been reported."""
+        with contextlib.suppress(OSError):
+            self._stream.close()
+
+
+def _unwritable(what: str, error: OSError) -> RunError:
+    return RunError(f"{what} cannot be written: {error.strerror}; free some space, then --resume")
+
+
+def _end_of_last_line(file: BinaryIO) -> int:
+    """Offset behind the last line break; 0 where there is none."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - _BLOCK)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0

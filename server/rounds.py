@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common import protocol
-from common.errors import DataError, FedwardError, Interrupted, ProtocolError, QuorumError, ReplyRefused
+from common.errors import DataError, FedwardError, Interrupted, ProtocolError, QuorumError, ReplyRefused, RunError
 from common.metrics import Counts, auc
 from common.metrics import Layout as CountsLayout
 from common.models import build_initial
@@ -56,7 +58,12 @@ class Work:
 
     @property
     def quorum(self) -> int:
-        return max(1, math.ceil(self.study.federation.quorum * len(self.sites) - 1e-9))
+        return quorum_of(self.study, len(self.sites))
+
+
+def quorum_of(study: Study, sites: int) -> int:
+    """How many of ``sites`` must answer."""
+    return max(1, math.ceil(study.federation.quorum * sites - 1e-9))
 
 
 @dataclass
@@ -85,45 +92,65 @@ class Answer:
 
 
 _POLL_S = (0.005, 0.2)
+_LISTED = 5
+T = TypeVar("T")
 
 
 def ask(link: Link, sealed: protocol.Sealed, sites: Mapping[str, int], deadline_s: float) -> Iterator[Answer]:
     """Send one request to ``sites`` and yield an :class:`Answer` for each, as they arrive or give up.
 
     A dead node's error reply has ``src_node_id=1``, so replies are told apart by the message
-    they answer. Sites that have not answered after ``deadline_s`` seconds come last.
+    they answer; a second answer, or one to a message that is not ours, is dropped. Sites that
+    have not answered after ``deadline_s`` seconds come last.
     """
     ends = link.clock() + deadline_s
-    names = {node: site for site, node in sites.items()}
-    messages = [sealed.to(node, deadline_s + 60.0) for node in sites.values()]
-    ids = list(link.grid.push_messages(messages))
-    waiting = {id_: names[message.metadata.dst_node_id] for id_, message in zip(ids, messages, strict=False) if id_}
+    waiting = _push(link.grid, sealed, sites, deadline_s + 60.0)
     unsent = set(sites) - set(waiting.values())
     pause = _POLL_S[0]
-    while waiting and link.clock() < ends:
-        link.check_stop()
-        arrived = list(link.grid.pull_messages(list(waiting)))
-        for message in arrived:
-            site = waiting.pop(message.metadata.reply_to_message_id, None)
-            if site is None:
-                continue
-            if message.has_error():
-                yield Answer(site, None, f"failed (Flower error {message.error.code})", 0)
-                continue
-            try:
-                reply = protocol.open_reply(message)
-            except ProtocolError as error:
-                yield Answer(site, None, f"unreadable reply: {error}", 0)
-                continue
-            if isinstance(reply, protocol.Refusal):
-                yield Answer(site, None, f"declined: {reply.code}", 0)
-            else:
-                yield Answer(site, reply, "", protocol.size(message.content))
-        pause = _POLL_S[0] if arrived else min(pause * 2, _POLL_S[1])
-        if not arrived and waiting:
-            link.sleep(pause)
+    try:
+        while waiting and link.clock() < ends:
+            link.check_stop()
+            arrived, before = deque(link.grid.pull_messages(list(waiting))), len(waiting)
+            while arrived:  # taken off one by one, so that a folded reply is freed while the next one is read
+                message = arrived.popleft()
+                site = waiting.pop(message.metadata.reply_to_message_id, None)
+                if site is not None:
+                    yield _opened(site, message)
+                del message
+            if len(waiting) < before:
+                pause = _POLL_S[0]
+            elif waiting:
+                pause = min(pause * 2, _POLL_S[1])
+                link.sleep(min(pause, max(0.0, ends - link.clock())))
+    finally:
+        forget = getattr(link.grid, "forget", None)  # an engine that works here need not work on these any more
+        if waiting and forget is not None:
+            forget(list(waiting))
     for site in sorted({*waiting.values(), *unsent}):
         yield Answer(site, None, "no answer before the deadline" if site not in unsent else "not reachable", 0)
+
+
+def _push(grid: Grid, sealed: protocol.Sealed, sites: Mapping[str, int], ttl_s: float) -> dict[str, str]:
+    """Send a request to every site: id of the message -> site, for those that the Grid took."""
+    messages = [sealed.to(node, ttl_s) for node in sites.values()]
+    ids = list(grid.push_messages(messages))
+    if len(ids) == len(messages):
+        return {id_: site for id_, site in zip(ids, sites, strict=True) if id_}
+    # Flower's in-memory Grid leaves out what it could not send, so that places no longer tell.
+    names = {message.metadata.message_id: site for message, site in zip(messages, sites, strict=True)}
+    return {id_: names[id_] for id_ in ids if id_ in names}
+
+
+def _opened(site: str, message: Message) -> Answer:
+    if message.has_error():
+        return Answer(site, None, f"failed (Flower error {message.error.code})", 0)
+    try:
+        reply = protocol.open_reply(message)
+    except ProtocolError as error:
+        return Answer(site, None, f"unreadable reply: {error}", 0)
+    if isinstance(reply, protocol.Refusal):
+        return Answer(site, None, f"declined: {reply.code}", 0)
+    return Answer(site, reply, "", protocol.size(message.content))
 
 
 def survey(link: Link, study: Study, *, deadline_s: float = 600.0) -> dict[str, tuple[int, Mapping[str, int]]]:
@@ -154,7 +181,9 @@ class Arm:
             link.events.emit("weights-loaded", arm=work.arm, repeat=work.repeat, report=str(loaded))
         self._template = state_of(model)
         self._trainable = trainable_names(model)
-        self._aggregator: Aggregator = build_aggregator(self.study, Layout.of(self._template, self._trainable))
+        self._aggregator: Aggregator = build_aggregator(
+            self.study, Layout.of(self._template, self._trainable), sites=len(work.sites)
+        )
         self._checks = ReplyChecks(self.study.federation, self._trainable)
         self.progress = Progress(weights=self._template)
 
@@ -174,6 +203,11 @@ class Arm:
         saved = load_progress(self.work.checkpoint, key=self.work.key) if self.work.checkpoint else None
         if saved is None:
             return
+        if not set(saved.weights) == set(self._template) >= set(saved.kept):
+            raise RunError(f"{self.work.checkpoint} is of another model; start the run anew")
+        # The file sorts its tensors; an uninterrupted run has them in the model's order.
+        saved.weights = {name: saved.weights[name] for name in self._template}
+        saved.kept = {name: saved.kept[name] for name in self._template if name in saved.kept}
         self.progress = saved
         self._aggregator.restore(saved.strategy)
         self._checks.cap = saved.facts.get("norm_cap", self._checks.cap)
@@ -211,7 +245,7 @@ class Arm:
             self.link.events.emit(
                 "site", arm=self.work.arm, repeat=self.work.repeat, round=round_, site=answer.site, **outcome
             )
-        self._require_quorum(round_, len(accepted), record)
+        self._require_quorum(round_, len(accepted), record, "status")
         self._checks.next_round()
         total = sum(examples for examples, _ in accepted.values())
         # In site order, so that the printed loss is the same whoever answered first.
@@ -225,8 +259,9 @@ class Arm:
         if not isinstance(reply, protocol.TrainReply):
             return {"status": answer.reason or "wrong kind of reply", "loss": None, "examples": 0, "seconds": None}
         try:
-            norm = self._checks.accept(reply, site=answer.site, round_=round_, sent=sent)
+            norm = self._checks.judge(reply, site=answer.site, round_=round_, sent=sent)
             self._aggregator.add(reply)
+            self._checks.accepted(norm)
         except ReplyRefused as error:
             return {"status": f"refused: {error}", "loss": None, "examples": 0, "seconds": None}
         accepted[answer.site] = (reply.examples, reply.loss)
@@ -238,70 +273,91 @@ class Arm:
             "norm": norm,
         }
 
-    def _require_quorum(self, round_: int, accepted: int, record: dict[str, Any]) -> None:
+    def _require_quorum(self, round_: int, accepted: int, record: dict[str, Any], field_: str) -> None:
+        """Raises :class:`QuorumError` naming the sites whose ``field_`` ("status", "evaluation") is not "ok"."""
         if accepted >= self.work.quorum:
             return
-        bad = "; ".join(
-            f"{site}: {facts['status']}" for site, facts in sorted(record["sites"].items()) if facts["status"] != "ok"
+        failed = {site: facts[field_] for site, facts in sorted(record["sites"].items()) if facts[field_] != "ok"}
+        listed = "; ".join(f"{site}: {reason}" for site, reason in list(failed.items())[:_LISTED])
+        more = f"; and {len(failed) - _LISTED} more" if len(failed) > _LISTED else ""
+        self.link.events.emit(
+            "failed", arm=self.work.arm, repeat=self.work.repeat, round=round_, accepted=accepted, sites=failed
         )
-        self.link.events.emit("failed", arm=self.work.arm, repeat=self.work.repeat, round=round_, accepted=accepted)
+        what = "replies" if field_ == "status" else "evaluations"
         raise QuorumError(
-            f"round {round_} of the {self.work.arm} arm has {accepted} of {self.work.quorum} replies that the quorum "
-            f"asks for ({bad}); mend these sites or lower federation.quorum, then --resume"
+            f"round {round_} of the {self.work.arm} arm has {accepted} of {self.work.quorum} {what} that the quorum "
+            f"asks for ({listed}{more}); mend these sites, then --resume, or start anew with a lower federation.quorum"
         )
 
     def _evaluate(self, round_: int, record: dict[str, Any]) -> Counts:
         request = protocol.EvaluateRequest(self.work.task(round_), "val", self.progress.weights)
         sealed = protocol.seal(request)
         record["bytes"] += sealed.bytes * len(self.work.sites)
-        merged = Counts.zero(CountsLayout.of(self.study))
+        layout = CountsLayout.of(self.study)
+        merged = Counts.zero(layout)
         answered = 0
         for answer in ask(self.link, sealed, self.work.sites, self._deadline_s):
             record["bytes"] += answer.bytes
-            counts = _counts(answer, self.study)
-            if isinstance(counts, str):
-                record["sites"].setdefault(answer.site, {})["evaluation"] = counts
-                continue
-            merged += counts
-            answered += 1
-        if answered < self.work.quorum:
-            raise QuorumError(
-                f"round {round_} of the {self.work.arm} arm: {answered} of {self.work.quorum} sites evaluated it; "
-                "mend the others or lower federation.quorum, then --resume"
-            )
+            try:
+                merged += statistics_of(answer, round_, lambda arrays: Counts.from_arrays(arrays, layout))
+                answered, outcome = answered + 1, "ok"
+            except ReplyRefused as error:
+                outcome = str(error)
+                self.link.events.emit(
+                    "site",
+                    arm=self.work.arm,
+                    repeat=self.work.repeat,
+                    round=round_,
+                    site=answer.site,
+                    status=f"evaluation: {outcome}",
+                )
+            record["sites"][answer.site]["evaluation"] = outcome
+        self._require_quorum(round_, answered, record, "evaluation")
         return merged
 
     def _judge(self, round_: int, counts: Counts, record: dict[str, Any], last: bool) -> None:
         """Record the validation result; keep the best model where the study says so; stop early."""
         federation, facts = self.study.federation, self.progress.facts
+        facts["stopped_early"] = False
         if not counts.images:
-            raise DataError(
-                f"the sites of the {self.work.arm} arm have no validation image, so neither a model nor a threshold "
-                "can be chosen; give data.split a larger validation share"
-            )
+            self._without_validation(round_, counts, last)
+            return
         loss = counts.loss / counts.images
         by_class = auc(counts)
         area = None if np.isnan(by_class).any() else float(by_class.mean())
         record["val_auc"], record["val_loss"] = area, loss
         stopping = federation.early_stopping
-        by_loss = stopping is not None and stopping.metric == "loss"
-        # Where validation lacks a class there is no AUC: the loss decides, in every round alike.
-        score = -loss if by_loss or area is None else area
+        # Where validation lacks a class there is no AUC: the loss decides then, and in every later round too.
+        by_loss = area is None or (stopping is not None and stopping.metric == "loss")
+        score = -loss if facts.setdefault("judged_by", "loss" if by_loss else "auc") == "loss" else area
         best = facts.get("best_score")
-        delta = stopping.min_delta if stopping is not None else 0.0
-        tie = best is not None and score == best and loss < facts["best_loss"]
-        improved = best is None or score > best + delta
-        if improved or tie:
-            facts["best_score"], facts["best_loss"] = score, loss
-            facts["best_round"] = round_
+        if score is not None and (best is None or (score, -loss) > (best, -facts["best_loss"])):
+            facts["best_score"], facts["best_loss"], facts["best_round"] = score, loss, round_
             if federation.keep == "best":
                 self._keep(round_, counts)
-        facts["stale"] = 0 if improved else facts.get("stale", 0) + 1
+        # Patience counts from the last step that was worth min_delta, as small steps may add up to one.
+        bar, delta = facts.get("bar"), stopping.min_delta if stopping is not None else 0.0
+        improved = score is not None and (bar is None or score > bar + delta)
+        facts["bar"], facts["stale"] = (score, 0) if improved else (bar, facts.get("stale", 0) + 1)
         stop = stopping is not None and facts["stale"] >= stopping.patience and not last
         facts["stopped_early"] = stop
         if federation.keep == "last" and (last or stop):
             self._keep(round_, counts)
         self.progress.done = stop
+
+    def _without_validation(self, round_: int, counts: Counts, last: bool) -> None:
+        """A hospital alone may have no validation image: it keeps its last model, at a threshold of 0.5.
+
+        Raises :class:`DataError` where several sites have none between them.
+        """
+        if len(self.work.sites) > 1:
+            raise DataError(
+                f"the sites of the {self.work.arm} arm have no validation image, so neither a model nor a threshold "
+                "can be chosen; give data.split a larger validation share"
+            )
+        if last:
+            self.link.events.emit("unvalidated", arm=self.work.arm, repeat=self.work.repeat, round=round_)
+            self._keep(round_, counts)
 
     def _keep(self, round_: int, counts: Counts) -> None:
         self.progress.kept = self.progress.weights
@@ -309,10 +365,14 @@ class Arm:
         self.progress.facts["kept_round"] = round_
 
 
-def _counts(answer: Answer, study: Study) -> Counts | str:
-    if not isinstance(answer.reply, protocol.StatisticsReply):
-        return answer.reason or "wrong kind of reply"
+def statistics_of(answer: Answer, round_: int, parse: Callable[[protocol.Statistics], T]) -> T:
+    """What ``parse`` reads from an evaluation's answer. Raises :class:`ReplyRefused` with the reason."""
+    reply = answer.reply
+    if not isinstance(reply, protocol.StatisticsReply):
+        raise ReplyRefused(answer.reason or "wrong kind of reply")
+    if (reply.site, reply.round) != (answer.site, round_):
+        raise ReplyRefused("refused: it answers under another name or for another round")
     try:
-        return Counts.from_arrays(answer.reply.statistics, CountsLayout.of(study))
+        return parse(reply.statistics)
     except FedwardError as error:
-        return f"refused: {error}"
+        raise ReplyRefused(f"refused: {error}") from None

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from common import protocol
-from common.errors import QuorumError
+from common.errors import QuorumError, ReplyRefused
 from common.metrics import Counts, Layout, Moments, Reference, Summary, Thresholds, summarise
 from common.weights import Weights
-from server.rounds import Link, Work, ask
+from server.rounds import Answer, Link, Work, ask, statistics_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,7 @@ def test_model(
     moved = sealed.bytes * len(sites)
     counts: dict[str, Counts] = {}
     for answer in ask(link, sealed, sites, deadline):
-        if not isinstance(answer.reply, protocol.StatisticsReply):
-            raise QuorumError(f"{answer.site} did not test the model ({answer.reason}); mend it and --resume")
-        counts[answer.site] = Counts.from_arrays(answer.reply.statistics, layout)
+        counts[answer.site] = _read(answer, task, lambda arrays: Counts.from_arrays(arrays, layout))
         moved += answer.bytes
     merged = Counts.zero(layout)
     for site in sorted(counts):
@@ -58,9 +59,7 @@ def test_model(
         moved += sealed.bytes * len(group)
         parts: dict[str, Moments] = {}
         for answer in ask(link, sealed, group, deadline):
-            if not isinstance(answer.reply, protocol.StatisticsReply):
-                raise QuorumError(f"{answer.site} did not test the model ({answer.reason}); mend it and --resume")
-            parts[answer.site] = Moments.from_arrays(answer.reply.statistics, layout)
+            parts[answer.site] = _read(answer, task, lambda arrays: Moments.from_arrays(arrays, layout))
             moved += answer.bytes
         total = Moments.zero(layout)
         for site in sorted(parts):  # floats: added in site order, so that arrival does not show
@@ -74,3 +73,10 @@ def test_model(
         if counts[site].images
     }
     return Tested(overall, alone, moved)
+
+
+def _read(answer: Answer, task: protocol.Task, parse: Callable[[protocol.Statistics], T]) -> T:
+    try:
+        return statistics_of(answer, task.round, parse)
+    except ReplyRefused as error:
+        raise QuorumError(f"{answer.site} did not test the model ({error}); mend it and --resume") from None

@@ -7,7 +7,7 @@ part differs. A hospital alone is a federation of one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,8 +69,10 @@ def _side_by_side(link: Link, call: Callable[[Any], Any], jobs: Sequence[Any], w
         return [call(job) for job in jobs]
     # Threads only wait for worker processes; one more than workers keeps every process fed.
     with ThreadPoolExecutor(workers + 1) as pool:
-        futures = [pool.submit(call, job) for job in jobs]
+        futures: list[Future[Any]] = []
         try:
+            for job in jobs:  # in here too, Ctrl-C must stop what has begun: the pool waits for it
+                futures.append(pool.submit(call, job))
             # The first failure ends the others: nobody waits for rounds of a run that has failed.
             for future in as_completed(futures):
                 future.result()

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -223,6 +224,18 @@ def _result(future: Future[Message], message: Message) -> Message:
 Result = TypeVar("Result")
 
 
+_NODES_S = 120.0
+
+
+def _await_nodes(grid: Grid, count: int) -> None:
+    """Flower starts the ServerApp beside its nodes and not after them: wait until all have registered."""
+    ends = time.monotonic() + _NODES_S
+    while len(list(grid.get_node_ids())) < count:
+        if time.monotonic() > ends:
+            raise RunError(f"Flower's Ray simulation did not start its {count} nodes; run with --engine inprocess")
+        time.sleep(0.02)
+
+
 def run_on_ray(directories: Sequence[Path], play: Callable[[Grid], Result], *, workers: int = 1) -> Result:
     """Run ``play(grid)`` as the main of a ServerApp in Flower's own Ray simulation.
 
@@ -245,6 +258,7 @@ def run_on_ray(directories: Sequence[Path], play: Callable[[Grid], Result], *, w
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         try:
+            _await_nodes(grid, len(directories))
             outcome.append(play(grid))
         except BaseException as error:
             failure.append(error)

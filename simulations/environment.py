@@ -37,11 +37,17 @@ def _cpu() -> str:
 
 
 class Stopwatch:
-    """Wall and CPU seconds of the process tree, in total and by phase."""
+    """Wall and CPU seconds of the process tree, in total and by phase.
 
-    def __init__(self) -> None:
+    The command counts from its process' start (``whole_process``); a notebook's process has a life of its own.
+    """
+
+    def __init__(self, *, whole_process: bool = True) -> None:
         self._wall0, self._cpu0 = time.perf_counter(), 0.0
         self._phases: dict[str, list[float]] = {}
+        if not whole_process:
+            self._cpu0 = self._cpu()
+            return
         with contextlib.suppress(psutil.Error):
             # Start-up counts: the clock began when the process did.
             self._wall0 -= time.time() - psutil.Process().create_time()
@@ -72,7 +78,7 @@ class Stopwatch:
         """``wall_s``, ``cpu_s`` and ``phases`` as they stand in ``results.json``."""
         return {
             "wall_s": round(time.perf_counter() - self._wall0, 3),
-            "cpu_s": round(self._cpu(), 3),
+            "cpu_s": round(self._cpu() - self._cpu0, 3),
             "phases": [
                 {"name": name, "wall_s": round(wall, 3), "cpu_s": round(cpu, 3)}
                 for name, (wall, cpu) in self._phases.items()

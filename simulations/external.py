@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from client.app import Resident
-from common.errors import DataError
+from common.errors import DataError, RunError
 from common.metrics import Counts, Layout, Moments, Reference, summarise
 from common.weights import load
 from server.results import read_card, summary_json
 from simulations.datasets import open_source
+from simulations.runfolder import Folder
 from simulations.sites import Machine, external_site
 
 
@@ -20,6 +21,8 @@ def evaluate_run(run: Path, data: Path, *, device: str = "cpu") -> dict[str, Any
 
     The images pass through an encrypted vault in a temporary directory, as everywhere.
     """
+    if not (run / "model.json").exists():
+        raise RunError(f"{run} has no model: {Folder(run).what_now}")
     study, thresholds = read_card(run)
     source = open_source(study, data)
     with tempfile.TemporaryDirectory(prefix="fedward-evaluate-") as folder:

@@ -21,6 +21,7 @@ Kinds (``PartitionSpec.kind``):
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -367,7 +368,7 @@ def _natural(
             f"partition: {empty} of {len(values)} images have no value in column {column!r}; "
             "fill them in or take those rows out of the label sheet"
         )
-    origins, code = np.unique(values, return_inverse=True)
+    origins, code = _in_natural_order(values)
     pairs, count = np.unique(patients.owner * len(origins) + code, return_counts=True)
     order = np.lexsort((pairs % len(origins), -count, pairs // len(origins)))
     first = order[np.flatnonzero(np.diff(pairs[order] // len(origins), prepend=-1))]
@@ -384,3 +385,13 @@ def _natural(
         replace(shard, origin=str(origin), strays=int(np.count_nonzero(values[shard.indices] != origin)))
         for shard, origin in zip(_shards(patients, dealt, len(origins)), origins, strict=True)
     ]
+
+
+def _in_natural_order(values: NDArray[np.str_]) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
+    """Distinct values, "site-2" before "site-10", and each entry's place among them."""
+    origins, code = np.unique(values, return_inverse=True)
+    words = [
+        [int(word) if word.isdecimal() else word for word in re.split(r"(\d+)", str(origin))] for origin in origins
+    ]
+    places = np.array(sorted(range(len(origins)), key=words.__getitem__), dtype=np.int64)
+    return origins[places], np.argsort(places)[code].astype(np.int64)

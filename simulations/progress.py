@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 Event = Mapping[str, Any]
+_SHOWN = 12
+"""Comparisons that the last lines hold."""
 
 
 class JsonProgress:
@@ -107,10 +109,12 @@ class PlainProgress:
 
 
 class TerminalProgress:
-    """A live bar per arm."""
+    """A live bar per arm; the hospitals that train alone share one, for there may be a thousand."""
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._totals: dict[str, int] = {}
+        self._rounds: dict[TaskID, dict[str, int]] = {}
         self._progress = Progress(
             TextColumn("{task.description:<18}"),
             BarColumn(24),
@@ -126,16 +130,25 @@ class TerminalProgress:
         if kind == "started":
             for line in opening(event):
                 self._console.print(line, markup=False, highlight=False)
+            rounds = event["rounds"]
+            self._totals = {"alone": rounds * len(event["sites"])}
+            self._totals |= {arm: rounds for arm in event["arms"] if arm != "local"}
             self._progress.start()
         elif kind in ("round", "resumed"):
-            key = (event["arm"], event["repeat"])
+            arm = "alone" if event["arm"].startswith("local:") else event["arm"]
+            key = (arm, event["repeat"])
             if key not in self._tasks:
-                name = event["arm"] + (f" #{event['repeat'] + 1}" if event["repeat"] else "")
-                self._tasks[key] = self._progress.add_task(name, total=event.get("rounds"), numbers="")
+                name = arm + (f" #{event['repeat'] + 1}" if event["repeat"] else "")
+                self._tasks[key] = self._progress.add_task(name, total=self._totals.get(arm), numbers="")
+            task = self._tasks[key]
+            done = self._rounds.setdefault(task, {})
+            done[event["arm"]] = event["round"]
             shown = numbers(event) if kind == "round" else "continues"
-            self._progress.update(self._tasks[key], completed=event["round"], total=event.get("rounds"), numbers=shown)
+            self._progress.update(task, completed=sum(done.values()), numbers=shown)
             for line in problems(event) if kind == "round" else []:
                 self._console.print("  ! " + line, markup=False, highlight=False)
+        elif kind == "testing":
+            self._console.print("testing the models on everybody's test patients", markup=False, highlight=False)
 
     def close(self) -> None:
         self._progress.stop()
@@ -154,18 +167,22 @@ def closing(result: Mapping[str, Any]) -> list[str]:
     for arm, found in result["arms"].items():
         name = "alone (mean)" if arm == "local" else arm
         auc, sensitivity, specificity = (found["test"][key] for key in ("auc", "sensitivity", "specificity"))
-        lines.append(f"{name:<22}{_interval(auc):>22}{_number(sensitivity):>14}{_number(specificity):>14}")
+        lines.append(f"{name:<22}{interval(auc):>22}{_number(sensitivity):>14}{_number(specificity):>14}")
     gains = [
         row
         for row in result["differences"]
-        if row["metric"] == "auc" and row["on"] == "all" and row["value"] is not None
+        if row["metric"] == "auc"
+        and row["on"] == "all"
+        and row["low"] is not None  # else too few draws had both classes
     ]
-    for row in gains:
+    for row in gains[:_SHOWN]:
         name = row["b"].removeprefix("local:") + (" alone" if row["b"].startswith("local:") else "")
         verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "cannot tell"
         lines.append(
             f"federated - {name:<16} AUC {row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]  {verdict}"
         )
+    if len(gains) > _SHOWN:
+        lines.append(f"… and {len(gains) - _SHOWN} more hospitals: see the report")
     return lines
 
 
@@ -173,5 +190,8 @@ def _number(cell: Mapping[str, Any]) -> str:
     return "-" if cell["value"] is None else f"{cell['value']:.3f}"
 
 
-def _interval(cell: Mapping[str, Any]) -> str:
-    return "-" if cell["value"] is None else f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
+def interval(cell: Mapping[str, Any]) -> str:
+    """``0.912 [0.880, 0.941]``; ``-`` where the metric is undefined."""
+    if cell["low"] is None:
+        return _number(cell)
+    return f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"

@@ -112,19 +112,24 @@ class Run:
         stop = threading.Event()
         path = self.folder.path
         try:
-            with self.folder.events() as stream, site_log(self.folder.log):
-                events = EventLog(JsonLines(stream), *sinks)
+            with (
+                self.folder.held(),
+                contextlib.closing(JsonLines.append_to(self.folder.events)) as lines,
+                site_log(self.folder.log),
+            ):
+                events = EventLog(lines, *sinks)
                 try:
                     return self._execute(events, stop)
                 except KeyboardInterrupt:
                     stop.set()
-                    with contextlib.suppress(OSError):
+                    with contextlib.suppress(OSError, RunError):
                         events.emit("interrupted")
                     raise Interrupted(
                         f"stopped; finished rounds are kept: continue with `fedward simulate --resume {path}`"
                     ) from None
         except QuorumError as error:
-            raise self._cause(str(error)) or error from None
+            log = f"; {self.folder.log} holds the sites' own words" if self.folder.log.exists() else ""
+            raise self._cause(str(error)) or QuorumError(f"{error}{log}") from None
         except (OSError, RunError) as error:
             words = disk_trouble(error)
             if words is None:
@@ -152,7 +157,7 @@ class Run:
         return results
 
     def _cause(self, told: str) -> FedwardError | None:
-        """What is wrong with a virtual site that declined, in words: sites answer with codes only, but these are ours."""
+        """What is wrong with a site that declined, in words: a real one answers with a code only, ours we may open."""
         if not any(kind.code in told for kind in (VaultError, KeyUnavailable, DeviceError)):
             return None
         for site, home in self.directories.items():
@@ -182,7 +187,7 @@ class Run:
         missing = [site for site in (*self.directories, POOLED) if site not in nodes]
         if missing:
             raise self._cause(VaultError.code) or RunError(
-                f"{', '.join(missing[:5])} cannot be opened; {self.folder.log} says why; mend that, or start the run anew"
+                f"{', '.join(missing[:5])} cannot be opened; {self.folder.log} says why; mend it, or start the run anew"
             )
         return [self._repeat(link, nodes, number) for number in range(self.plan.repeats)]
 

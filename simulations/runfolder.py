@@ -11,10 +11,12 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING
 
 from common.errors import Interrupted, RunError
-from simulations.datasets import Source, UnreadableImage
+
+if TYPE_CHECKING:
+    from simulations.datasets import Source
 
 
 @dataclass(frozen=True)
@@ -49,39 +51,34 @@ class Folder:
         """Whether results and report are there: they are written last, the results last of all with repeats."""
         return self.results.exists() and self.page.exists()
 
+    @property
+    def what_now(self) -> str:
+        """The remedy where a result is missing."""
+        if self.manifest.exists():
+            return f"it is not finished; continue it with `fedward simulate --resume {self.path}`"
+        return "it is not a run's folder; name one that `fedward simulate` made"
+
     def repeat(self, number: int, repeats: int) -> Path:
         return self.path if repeats == 1 else self.path / f"repeat-{number + 1}"
 
     def checkpoints(self, number: int) -> Path:
         return self.path / "state" / f"repeat-{number + 1}"
 
-    @contextlib.contextmanager
-    def events(self) -> Iterator[TextIO]:
-        """``events.jsonl`` to append to, held by one process at a time.
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
 
-        A line that a crash or a full disk cut short is removed first. Raises :class:`RunError` where another
-        process plays this run.
-        """
-        with (self.path / "events.jsonl").open("a+b") as raw:
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else may play this run during the block. Raises :class:`RunError` where somebody does."""
+        with self.events.open("a") as file:
             try:
-                fcntl.flock(raw, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RunError(f"{self.path} is being run by another process; wait for it to end, or stop it") from None
             except OSError:
                 pass  # a file system without locks
-            raw.truncate(_whole_lines(raw.name))
-            stream = open(raw.name, "a", encoding="utf-8")  # noqa: PTH123, SIM115
-            try:
-                yield stream
-            finally:
-                with contextlib.suppress(OSError):  # a full disk was reported when the line was written
-                    stream.close()
-
-
-def _whole_lines(name: str) -> int:
-    """Length in bytes of the file up to its last line break."""
-    content = Path(name).read_bytes()
-    return content.rfind(b"\n") + 1
+            yield
 
 
 @contextlib.contextmanager
@@ -138,20 +135,24 @@ def _remove(out: Path, made: Sequence[Path]) -> None:
 
 
 _SAMPLE = 16
+_ROW = 512
+"""Bytes that an image takes in a vault beside its pixels, at least."""
 
 
 def require_space(out: Path, source: Source) -> None:
     """Raise :class:`RunError` before anything is written where the disk of ``out`` cannot hold the vaults.
 
-    Estimated from the decoded size of a few images, evenly spread: a vault keeps source pixels, whatever the
-    compression of their files.
+    A low estimate from the decoded size of a few images, evenly spread: a vault keeps source pixels, whatever the
+    compression of their files. What it lets pass may still fill the disk; that is told when it happens.
     """
+    from simulations.datasets import UnreadableImage
+
     items = source.items
     sizes = []
     for item in items[:: max(1, len(items) // _SAMPLE)]:
         with contextlib.suppress(UnreadableImage):
             pixels, mask = source.read(item)
-            sizes.append(pixels.nbytes + (mask.nbytes if mask is not None else 0))
+            sizes.append(pixels.nbytes + (mask.nbytes if mask is not None else 0) + _ROW)
     if not sizes:
         return
     needed = len(items) * sum(sizes) // len(sizes)

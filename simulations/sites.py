@@ -80,20 +80,34 @@ def cohort_of(study: Study, items: Sequence[Item]) -> Cohort:
     )
 
 
+def labelled_items(study: Study, source: Source) -> list[Item]:
+    """The items that have a target in this study: what a partition is about. The others are counted and left out.
+
+    Raises :class:`DataError` where there is none.
+    """
+    if not source.items:
+        raise DataError(f"{source.name} holds no images; check the path and its label sheet")
+    known = np.isfinite(targets(study, [item.labels for item in source.items]))
+    items = [item for item, row in zip(source.items, known, strict=True) if row.any()]
+    if not items:
+        raise DataError(
+            f"{source.name} has no image with a label of this study; its classes are {', '.join(study.class_names)}"
+        )
+    return items
+
+
 def prepare_sites(study: Study, source: Source, root: Path, machine: Machine) -> Prepared:
     """Deal ``source`` out and write ``root/<site>/`` for each hospital and for the pooled arm.
 
     Unreadable images are listed and left out; more than ``data.max_unreadable`` of them is
     a :class:`DataError`. On any error ``root`` is removed: nothing half-written stays.
     """
-    items = source.items
-    if not items:
-        raise DataError(f"{source.name} holds no images; check the path and its label sheet")
+    items = labelled_items(study, source)
     cohort = cohort_of(study, items)
     shards = partition(cohort, study.partition, study.data.split, study.class_names, study.seed)
     prepared = Prepared(source.name, source.synthetic)
     prepared.images_without_patient = sum(not item.patient_known for item in items)
-    prepared.unlabelled = int(np.isnan(cohort.targets).all(1).sum())
+    prepared.unlabelled = len(source.items) - len(items)
     features = Features(len(items))
     try:
         root.mkdir(parents=True, mode=0o700)
@@ -107,7 +121,7 @@ def prepare_sites(study: Study, source: Source, root: Path, machine: Machine) ->
                 synthetic=source.synthetic,
                 source=source.name,
             ) as vault:
-                vault.add(_records(study, source, shard, shift, features, prepared.unreadable))
+                vault.add(_records(study, source, items, shard, shift, features, prepared.unreadable))
             shards[number] = shard = _readable(shard, items, prepared.unreadable)
             _describe(prepared, study, cohort, shard, shift)
             allowed = study.data.max_unreadable * len(items)
@@ -153,10 +167,16 @@ def make_site(home: Path, config: SiteConfig) -> None:
 
 
 def _records(
-    study: Study, source: Source, shard: Shard, shift: Device, features: Features, unreadable: list[dict[str, str]]
+    study: Study,
+    source: Source,
+    items: Sequence[Item],
+    shard: Shard,
+    shift: Device,
+    features: Features,
+    unreadable: list[dict[str, str]],
 ) -> Iterator[Record]:
     for index, split in zip(shard.indices.tolist(), shard.splits.tolist(), strict=True):
-        item = source.items[index]
+        item = items[index]
         try:
             pixels, mask = source.read(item)
         except UnreadableImage as error:
@@ -201,11 +221,11 @@ def external_site(study: Study, source: Source, home: Path, machine: Machine) ->
     make_site(home, SiteConfig(alias="external", device=machine.device, threads=machine.threads))
     keys = provider("file:vault.key", base=home)
     with Vault.create(home / "vault.sqlite", keys, synthetic=source.synthetic, source=source.name) as vault:
-        vault.add(_records(study, source, shard, Device(), Features(count), unreadable))
+        vault.add(_records(study, source, source.items, shard, Device(), Features(count), unreadable))
     if len(unreadable) > study.data.max_unreadable * count:
         first = unreadable[0]
         raise DataError(
-            f"{len(unreadable)} of {count} images cannot be read (the study allows {study.data.max_unreadable:.0%}), first "
-            f"{first['file']}: {first['reason']}; mend them, or take them out of the label sheet"
+            f"{len(unreadable)} of {count} images cannot be read (the study allows {study.data.max_unreadable:.0%}), "
+            f"first {first['file']}: {first['reason']}; mend them, or take them out of the label sheet"
         )
     return count - len(unreadable), unreadable

@@ -184,7 +184,7 @@ def learning(histories: Sequence[History]) -> Figure:
         for history in histories:
             _learning_line(axes, history, key)
         axes.set_title(title)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.margins(y=0.12)
         if place == 0:
             _legend(axes)

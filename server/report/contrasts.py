@@ -81,6 +81,6 @@ def shortened(total: int) -> str:
     if total <= MANY_SITES:
         return ""
     return (
-        f"{plural(total, 'hospital')}: shown are the {ENDS} that gain least and the {ENDS} that gain most; "
-        "metrics.csv has all of them."
+        f"{plural(total, 'hospital')}: shown are the {ENDS} for which federating does least and the {ENDS} for which "
+        "it does most; metrics.csv has all of them."
     )

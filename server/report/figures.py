@@ -45,8 +45,8 @@ def _effect_words(difference: Difference) -> str:
 def roc(run: Run, prefix: str) -> list[Figure]:
     """ROC curves of the arms, a figure per class (eight at most)."""
     drawn = []
-    for index, name in enumerate(_roc_classes(run)[:8]):
-        lines = _roc_lines(run, name)
+    for index, name in enumerate(roc_classes(run)[:8]):
+        lines = roc_lines(run, name)
         title = f"ROC: {name}"
         shown = "; ".join(
             f"{arm_name(arm.name)} AUC {number(interval.value)}"
@@ -64,14 +64,16 @@ def roc(run: Run, prefix: str) -> list[Figure]:
     return drawn
 
 
-def _roc_classes(run: Run) -> list[str]:
+def roc_classes(run: Run) -> list[str]:
+    """The classes that any arm has a ROC curve of; of a binary task the positive one."""
     names = {name for arm in run.arms.values() for name, curve in arm.model.roc.items() if curve.fpr}
     ordered = [name for name in run.classes if name in names] + sorted(names - set(run.classes))
     # Two classes mirror each other: the positive one tells all.
     return ordered[-1:] if run.task == "binary" else ordered
 
 
-def _roc_lines(run: Run, name: str) -> list[charts.Line]:
+def roc_lines(run: Run, name: str) -> list[charts.Line]:
+    """What :func:`charts.roc` draws for class ``name``."""
     lines = [
         charts.Line(_with_auc(arm, name), arm.name, curve)
         for arm in run.arms.values()
@@ -92,14 +94,14 @@ def _with_auc(arm: Arm, name: str) -> str:
 
 def learning(run: Run, prefix: str) -> list[Figure]:
     """Learning curves of the arms; none where no round was recorded."""
-    histories = _histories(run)
-    thin = f" Thin: {_alone_shown(run)}." if any(h.faint for h in histories) else ""
-    panels = [f"{title[:1].lower()}{title[1:]}" for _, title in charts.learned(histories)]
+    found = histories(run)
+    thin = f" Thin: {_alone_shown(run)}." if any(h.faint for h in found) else ""
+    panels = [f"{title[:1].lower()}{title[1:]}" for _, title in charts.learned(found)]
     if not panels:
         return []
     return [
         Figure(
-            charts.svg(charts.learning(histories), f"{prefix}learning"),
+            charts.svg(charts.learning(found), f"{prefix}learning"),
             f"Learning curves of the arms {listing(arm_name(n).lower() for n in run.arms)}: "
             f"{listing(panels)} by round.",
             f"By round: {listing(panels)}. A ring marks the round whose weights were kept.{thin}",
@@ -128,7 +130,8 @@ def _alone_shown(run: Run) -> str:
     return "worst, middle and best hospital alone" if many else "each hospital alone"
 
 
-def _histories(run: Run) -> list[charts.History]:
+def histories(run: Run) -> list[charts.History]:
+    """What :func:`charts.learning` draws."""
     found = [
         charts.History(arm_name(arm.name), arm.name, arm.model.history, arm.model.kept_round)
         for arm in run.arms.values()

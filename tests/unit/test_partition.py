@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,16 @@ def test_natural_makes_a_site_of_each_value_in_sorted_order() -> None:
     ]
     for shard in shards:
         assert set(data.attributes["ward"][shard.indices]) == {shard.origin}
+
+
+def test_natural_puts_site_2_before_site_10() -> None:
+    data = cohort(120)
+    names = np.array(["site-10", "site-2", "site-1", "annex"])[np.arange(120) % 4]
+    data = replace(data, attributes={"site": names})
+    shards = partition(data, PartitionSpec(kind="natural", column="site", min_per_site=1), FRACTIONS, NAMES, 1)
+    assert [shard.origin for shard in shards] == ["annex", "site-1", "site-2", "site-10"]
+    for shard in shards:
+        assert set(names[shard.indices]) == {shard.origin}
 
 
 def test_natural_keeps_a_patient_of_two_values_whole_and_counts_the_strays() -> None:
