@@ -245,6 +245,7 @@ class Arm:
             self.link.events.emit(
                 "site", arm=self.work.arm, repeat=self.work.repeat, round=round_, site=answer.site, **outcome
             )
+            del answer  # a whole model, while the next one is on its way
         self._require_quorum(round_, len(accepted), record, "status")
         self._checks.next_round()
         total = sum(examples for examples, _ in accepted.values())

@@ -8,6 +8,7 @@ gradients of it. A researcher's own model is an installed entry point of group
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,8 @@ from common.study import Study
 __all__ = ["LoadReport", "build", "build_initial", "load_weights"]
 
 ENTRY_POINTS = "fedward.models"
+_RANDOM_STATE = threading.RLock()
+"""Torch's global random state is one for all threads, and a simulation starts its arms in several."""
 BUILDERS: Mapping[str, Callable[[Study], nn.Module]] = {
     "cnn": build_cnn,
     "resnet18": build_resnet18,
@@ -45,7 +48,7 @@ def build(study: Study, seed: int) -> nn.Module:
     Raises :class:`ModelError` for parameters the model does not know or cannot use.
     """
     name = study.model.name
-    with torch.random.fork_rng(devices=[]):
+    with _RANDOM_STATE, torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed every CUDA device, which the fork above does not restore.
         torch.default_generator.manual_seed(seed_for(seed, "initial weights"))
         if name in BUILDERS:

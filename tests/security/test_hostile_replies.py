@@ -80,7 +80,7 @@ def ask(home: Path, resident: Resident, asked: Message) -> protocol.Reply:
     reply = handle(asked, lambda: home, resident)
     assert reply.metadata.reply_to_message_id == asked.metadata.message_id
     sent = everything_in(reply)
-    for word in ("Hansen", "Erika", "1957", "pacs", "4711", "Traceback", str(home)):
+    for word in ("Hansen", "Erika", "03-08", "/srv/pacs", "Traceback", str(home)):
         assert word.encode() not in sent, word
     return protocol.open_reply(reply)
 

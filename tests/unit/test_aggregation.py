@@ -274,6 +274,13 @@ def test_flowers_garbage_collections_do_not_cost_every_reply_a_fifth_of_a_second
     assert gc.get_freeze_count() == 0
 
 
+def test_terms_are_rounded_to_the_nearest_step_not_cut_off() -> None:
+    step = 2.0**-32
+    total = FixedPointSum({"w": np.zeros(4, np.float32)})
+    total.add({"w": np.array([0.75, -0.75, 0.25, 1.25], np.float32) * np.float32(step)}, 1)
+    assert_array_equal(total.mean()["w"], np.array([1.0, -1.0, 0.0, 1.0]) * step)
+
+
 def test_sums_of_more_than_one_chunk_and_of_other_memory_orders() -> None:
     """Beyond 2¹⁸ numbers, and a transposed array: what cnn's channels-last convolutions might give."""
     random_ = np.random.default_rng(3)

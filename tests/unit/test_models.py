@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
@@ -353,3 +355,18 @@ def test_a_study_s_weights_path_is_not_opened_by_build() -> None:
     spec = study(**{"model.weights": "/nowhere/at/all.pth"})
     assert digest(state_of(build(spec, 1))) == digest(state_of(build(study(), 1)))
     assert common.models.build_initial.__doc__
+
+
+def test_models_built_side_by_side_have_the_weights_of_models_built_in_turn() -> None:
+    """Torch's global random state is one for all threads; the simulation builds its arms' models in several."""
+    wanted = study("cnn")
+    alone = [digest(state_of(build(wanted, seed))) for seed in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(5):
+                found = list(pool.map(lambda seed: digest(state_of(build(wanted, seed))), range(4)))
+                assert found == alone
+    finally:
+        sys.setswitchinterval(interval)

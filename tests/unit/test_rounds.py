@@ -8,6 +8,7 @@ import re
 import shutil
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -672,22 +673,42 @@ def test_a_reply_that_the_sum_refuses_does_not_move_the_next_bound() -> None:
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-def test_replies_are_freed_as_they_are_folded(at_once: bool) -> None:
+def test_replies_are_freed_as_they_are_folded(at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a message nor its weights are held while the next one is worked on, or read."""
     study = fed.study(**{"federation.rounds": 1})
     sites = [f"site-{number}" for number in range(1, 21)]
     grid = scripted(study, lambda round_: fed.counts(study), sites=sites, at_once=at_once)
-    alive: list[int] = []
+    decoded: list[weakref.ref[Any]] = []
+    messages, models = [], []
+    open_reply, script = protocol.open_reply, grid._script
 
-    def look(line: Any) -> None:
-        if line["event"] == "site":
-            alive.append(len(grid.alive))
+    def watched(message: Message) -> protocol.Reply:
+        models.append(sum(array() is not None for array in decoded))
+        reply = open_reply(message)
+        if isinstance(reply, protocol.TrainReply):
+            decoded.append(weakref.ref(next(iter(reply.weights.values()))))
+        return reply
 
-    Arm(Link(grid, EventLog(look)), Work(study, "federated", 0, grid.sites)).run()
-    assert len(alive) == 20
+    def working(alias: str, request: protocol.Request) -> protocol.Reply | None:
+        messages.append(len(grid.alive))
+        return script(alias, request)
+
+    monkeypatch.setattr(protocol, "open_reply", watched)
+    grid._script = working
+    Arm(link_to(grid, None), Work(study, "federated", 0, grid.sites)).run()
+    assert len(models) == len(messages) == 40
+    assert max(models) == 0
+    assert max(messages) <= (19 if at_once else 0)
     if at_once:
-        assert all(count <= 20 - place for place, count in enumerate(alive)), alive
-    else:
-        assert max(alive) <= 1, alive
+        left: list[int] = []
+        grid = scripted(study, lambda round_: fed.counts(study), sites=sites, at_once=True)
+
+        def look(line: Any) -> None:
+            if line["event"] == "site":
+                left.append(len(grid.alive))
+
+        Arm(Link(grid, EventLog(look)), Work(study, "federated", 0, grid.sites)).run()
+        assert left == list(range(20, 0, -1))
 
 
 # --- who is there -----------------------------------------------------------------------------------
