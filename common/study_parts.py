@@ -109,6 +109,12 @@ class OptimiserSpec(Part):
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
 
+    @model_validator(mode="after")
+    def _momentum_is_sgds(self) -> Self:
+        if self.momentum and self.name != "sgd":
+            raise ValueError(f"momentum belongs to name: sgd; {self.name} has its own, so leave it out")
+        return self
+
 
 class ScheduleSpec(Part):
     """Learning rate over the whole study, counted in ``unit``.

@@ -186,10 +186,14 @@ class InProcessGrid(Grid):
                 replies.append(reply)
         return replies
 
-    def drop(self) -> None:
-        """Forget what nobody will ask for any more (a round that ended at its deadline)."""
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Drop what nobody will ask for any more: a round that ended at its deadline must not block the next."""
         with self._lock:
-            self._pending.clear()
+            for id_ in message_ids:
+                self._pending.pop(id_, None)
+                future, _ = self._futures.pop(id_, (None, None))
+                if future is not None:
+                    future.cancel()
 
     def close(self) -> None:
         """End the workers and close the sites; a message in work is abandoned."""

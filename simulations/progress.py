@@ -48,11 +48,11 @@ def opening(event: Event) -> list[str]:
 
 def problems(event: Event) -> list[str]:
     """A line for each site whose reply did not count in this round."""
-    return [
-        f"round {event['round']}, {site}: {facts['status']}"
-        for site, facts in sorted(event["sites"].items())
-        if facts.get("status") not in ("ok", None)
-    ]
+    found = []
+    for site, facts in sorted(event["sites"].items()):
+        reasons = [facts.get("status"), facts.get("evaluation")]
+        found += [f"round {event['round']}, {site}: {reason}" for reason in reasons if reason not in ("ok", None)]
+    return found
 
 
 def numbers(event: Event) -> str:
