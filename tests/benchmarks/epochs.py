@@ -58,7 +58,7 @@ def main(count: int, repeat: int, folder: Path) -> None:
     study = Study.load(write_study(folder / "epoch.yaml", model=SMALL_CNN, size=64, sites=1, rounds=1))
     prepare_sites(study, open_source(study, data), folder / "sites", Machine())
     home = folder / "sites" / "site-1"
-    model = build(study, 0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = build(study, 0).to(memory_format=torch.channels_last)
     seed = FitSeed(study.seed, 0, "site-1", 1)
 
     def first(seconds: list[float]) -> View:

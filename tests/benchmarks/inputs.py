@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ def write_images(path: Path, *, size: int, train: int, other: int) -> Path:
         images[labels == 1, middle, middle] += 25.0
         return np.clip(images, 0, 255).astype(np.uint8), labels[:, None]
 
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split, count in (("train", train), ("val", other), ("test", other)):
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = part(count)
     np.savez(path, **arrays)

@@ -24,6 +24,9 @@ SAMPLE_S = 0.2
 """How often the tree's memory is read; a peak shorter than this can be missed."""
 
 _PR_SET_CHILD_SUBREAPER = 36
+_UNUSUAL = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONDONTWRITEBYTECODE")
+"""Not set for what is measured, as a user has it. Everything measured pins torch's threads itself; without compiled
+bytecode Python would compile torch at every start, 3 CPU-seconds on either side of a ratio."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def measure(
     adopt_orphans()
     before, started, clock = _children_cpu(), time.time(), time.perf_counter()
     environment = {**os.environ, **(env or {})}
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # as a user has it; everything measured pins torch itself
+    for name in _UNUSUAL:
         environment.pop(name, None)
     with tempfile.TemporaryFile("w+b") as said:
         process = subprocess.Popen(list(map(str, command)), env=environment, cwd=cwd, stdout=said, stderr=said)

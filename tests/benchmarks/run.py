@@ -19,7 +19,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 from commands import ROOT
 from measuring import Failed, Figure
 from recording import circumstances, record, table
-from workloads import WORKLOADS, Options
+from workloads import WORKLOADS, Options, warm_up
 
 
 def arguments() -> argparse.Namespace:
@@ -46,6 +46,9 @@ def main() -> int:
     found: dict[str, list[Figure]] = {}
     about = {}
     failed = False
+    if given.scale == 1.0 and given.only != ["help"]:
+        with tempfile.TemporaryDirectory(prefix="fedward-bench-") as folder:
+            warm_up(Path(folder))
     for name in given.only or WORKLOADS:
         workload = WORKLOADS[name]
         repeat = given.repeat or workload.default_repeat

@@ -51,7 +51,7 @@ def install(peer: Peer) -> Path:
         return python
     uv = str(Path(sys.executable).with_name("uv"))
     _run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(home))
-    _run(uv, "pip", "install", "--quiet", "--python", str(python), *wanted)
+    _run(uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python), *wanted)
     ready.write_text("\n".join(wanted))
     return python
 
