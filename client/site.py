@@ -30,6 +30,12 @@ Split = Literal["train", "val", "test"]
 VIEW_CACHE_BYTES = 4 << 30
 
 
+def _yaml(path: Path) -> object:
+    """Through libyaml where PyYAML has it: 10 times quicker, which a simulation of hundreds of sites notices."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506 (both are safe)
+
+
 class SiteConfig(BaseModel):
     """``site.yaml``. Paths are relative to its directory."""
 
@@ -51,7 +57,7 @@ class SiteConfig(BaseModel):
     def load(cls, directory: Path) -> SiteConfig:
         path = directory / "site.yaml"
         try:
-            return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+            return cls.model_validate(_yaml(path))
         except FileNotFoundError:
             raise VaultError(
                 f"{directory.name} is not a site: it has no site.yaml; make one with `fedward site init`"

@@ -140,7 +140,7 @@ class Run:
             ) from None
 
     def _execute(self, events: EventLog, stop: threading.Event) -> list[dict[str, Any]]:
-        homes = [*self.directories.values(), self.folder.sites / POOLED]
+        homes = list(self._homes.values())
         events.emit("started", study=self.study.name, study_hash=self.study.hash, **self._facts())
 
         def play(grid: Grid) -> list[dict[str, Any]]:
@@ -169,6 +169,12 @@ class Run:
                 return type(error)(f"{site}: {error}, or start the simulation anew")
         return None
 
+    @property
+    def _homes(self) -> dict[str, Path]:
+        """Everybody who takes part, by alias; the pooled site opens every vault at once, so only for its own arm."""
+        pooled = {POOLED: self.folder.sites / POOLED} if "pooled" in self.plan.arms else {}
+        return self.directories | pooled
+
     def _facts(self) -> dict[str, Any]:
         return {
             "source": self.prepared.source,
@@ -184,7 +190,7 @@ class Run:
     def _play(self, link: Link) -> list[dict[str, Any]]:
         found = survey(link, self.study)
         nodes = {alias: node for alias, (node, _) in found.items()}
-        missing = [site for site in (*self.directories, POOLED) if site not in nodes]
+        missing = [site for site in self._homes if site not in nodes]
         if missing:
             raise self._cause(VaultError.code) or RunError(
                 f"{', '.join(missing[:5])} cannot be opened; {self.folder.log} says why; mend it, or start the run anew"

@@ -160,6 +160,7 @@ class ViewCache:
             raise ValueError(f"cap_bytes must be ≥ 0, got {cap_bytes}")
         self.cap_bytes = cap_bytes
         self._views: OrderedDict[tuple[str, int, str, str | None, str], View] = OrderedDict()
+        self._generations: dict[str, int] = {}
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -175,15 +176,19 @@ class ViewCache:
         """``prepare_view(vault, study, split).to(device)``, kept if it fits."""
         key = (vault.id, vault.generation, view_key(study), split, str(torch.device(device)))
         with self._lock:
-            for old in [k for k in self._views if k[0] == vault.id and k[1] != vault.generation]:
-                self._drop(old)
+            # Looked through only when a vault changed: a thousand sites ask a thousand times a round.
+            if self._generations.setdefault(key[0], key[1]) != key[1]:
+                for old in [k for k in self._views if k[0] == key[0] and k[1] != key[1]]:
+                    self._drop(old)
+                self._generations[key[0]] = key[1]
             view = self._views.get(key)
             if view is not None:
                 self._views.move_to_end(key)
                 return view
         view = prepare_view(vault, study, split).to(device)
         with self._lock:
-            if view.bytes <= self.cap_bytes and key not in self._views:
+            latest = self._generations.get(key[0]) == key[1]  # another thread may have seen a newer one since
+            if latest and view.bytes <= self.cap_bytes and key not in self._views:
                 while self._bytes + view.bytes > self.cap_bytes:
                     self._drop(next(iter(self._views)))
                 self._views[key] = view
