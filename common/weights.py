@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import math
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from common.errors import ModelError, ProtocolError, ReplyRefused, RunError
+from common.errors import ModelError, ProtocolError, ReplyRefused
+from common.files import write_atomically
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord
@@ -180,23 +180,7 @@ def save(weights: Weights, path: Path) -> None:
     for name in weights:
         _require_type(name, weights[name])
     content = encode({name: np.array(weights[name], order="C") for name in sorted(weights)})
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RunError(
-            f"{path}: cannot be written: {error.strerror}; free space there or choose another folder"
-        ) from None
+    write_atomically(path, content)
 
 
 def load(path: Path) -> dict[str, NDArray[Any]]:
