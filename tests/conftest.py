@@ -28,9 +28,15 @@ for _name, _value in {
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-# A shell starts background jobs with Ctrl-C ignored, which every process below inherits: the tests send it.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts background jobs with Ctrl-C ignored, and nohup ignores hang-ups; every process below inherits
+# that, and the tests send these signals.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGTERM, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 IN_CI = os.environ.get("FEDWARD_CI") == "1"
