@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -69,8 +68,3 @@ def _losses(logits: torch.Tensor, targets: torch.Tensor, study: Study) -> torch.
     clean = torch.where(known, targets, torch.zeros_like(targets))
     losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, clean, reduction="none")
     return (losses * known).sum(1) / known.sum(1).clamp(min=1)
-
-
-def as_arrays(scores: Scores) -> dict[str, NDArray[Any]]:
-    """For saving or sending between processes of one owner (simulation)."""
-    return {"scores": scores.scores, "targets": scores.targets, "patients": scores.patients, "loss": scores.loss}

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from client import evaluation
-from client.evaluation import as_arrays, predict
+from client.evaluation import predict
 from client.vault.view import View
 from common.metrics import Counts, Layout
 from common.models import build
@@ -129,7 +129,7 @@ def test_no_image_at_all(task: str) -> None:
     assert found.scores.shape == found.targets.shape == (0, made.outputs)
     counts = Counts.of(found.scores, found.targets, found.patients, found.loss, Layout.of(made))
     assert counts.images == 0
-    assert set(as_arrays(found)) == {"scores", "targets", "patients", "loss"}
+    assert set(vars(found)) == {"scores", "targets", "patients", "loss"}
 
 
 def test_batches_do_not_show_and_large_images_come_in_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,8 +141,8 @@ def test_batches_do_not_show_and_large_images_come_in_small_ones(monkeypatch: py
     monkeypatch.setattr(evaluation, "MOST_PIXELS", 7 * 16 * 16)
     found = predict(parts, data, made)
     assert parts.sizes == [7, 7, 7, 7, 2]
-    for name, value in as_arrays(expected).items():
-        np.testing.assert_array_equal(as_arrays(found)[name], value)
+    for name, value in vars(expected).items():
+        np.testing.assert_array_equal(vars(found)[name], value)
 
 
 def test_a_real_model_is_left_in_evaluation_mode_and_unchanged() -> None:
