@@ -56,6 +56,13 @@ class KeyUnavailable(VaultError):
     code = "key-unavailable"
 
 
+class AuditError(FedwardError):
+    """An audit log was altered, cut, lost, or cannot be written."""
+
+    code = "audit-unusable"
+    exit_code = 4
+
+
 class ModelError(FedwardError):
     """A model cannot be built or weights do not fit it."""
 

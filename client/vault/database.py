@@ -42,15 +42,19 @@ _TABLES = {
 }
 
 
-def connect(path: Path, version: int) -> sqlite3.Connection:
-    """Open an existing vault file of format ``version``; never creates one.
+def connect(path: Path, oldest: int, newest: int, *, read_only: bool = False) -> sqlite3.Connection:
+    """Open an existing vault file of a format from ``oldest`` to ``newest``; never creates one.
 
-    Raises :class:`VaultError` where the file is missing, unreadable, no vault, or of a newer format.
+    ``read_only`` cannot finish what a killed writer left (:func:`interrupted`). Raises :class:`VaultError` where
+    the file is missing, unreadable, no vault, or of a newer format.
     """
-    _check_header(path, version)
+    _check_header(path, oldest, newest)
     with reported(path):
         connection = sqlite3.connect(
-            f"{path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=LOCK_TIMEOUT_S
+            f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rw'}",
+            uri=True,
+            isolation_level=None,
+            timeout=LOCK_TIMEOUT_S,
         )
         try:
             for setting in (
@@ -69,6 +73,15 @@ def connect(path: Path, version: int) -> sqlite3.Connection:
             connection.close()
             raise
     return connection
+
+
+def interrupted(path: Path) -> bool:
+    """Whether a killed writer left a journal, from which the next opening for writing restores the file."""
+    journal = path.with_name(path.name + "-journal")
+    try:
+        return journal.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def create(path: Path, version: int, header: Header, manifest: tuple[bytes, bytes]) -> None:
@@ -118,7 +131,12 @@ def _write_new(path: Path, content: bytes) -> None:
             partial.rename(path)  # a file system without links; that ``path`` is free was checked just now
     finally:
         partial.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Put the names in a directory on the disk."""
+    directory = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(directory)
     finally:
@@ -176,7 +194,7 @@ def _explained(path: Path, error: sqlite3.Error) -> VaultError:
     return damaged(path, str(error))
 
 
-def _check_header(path: Path, version: int) -> None:
+def _check_header(path: Path, oldest: int, newest: int) -> None:
     """Read SQLite's own header first: SQLite would create what is missing and play back what is not ours."""
     try:
         with path.open("rb") as file:
@@ -188,7 +206,7 @@ def _check_header(path: Path, version: int) -> None:
     if len(raw) < _HEADER_BYTES or raw[:16] != _MAGIC or raw[68:72] != APPLICATION_ID.to_bytes(4, "big"):
         raise VaultError(f"{path} is not a vault; check the path, or restore the vault from a backup")
     found = int.from_bytes(raw[60:64], "big")
-    if found > version:
-        raise VaultError(f"vault {path} has format {found}, this fedward reads {version}: upgrade fedward")
-    if found != version or raw[18:20] != _ROLLBACK_JOURNAL:
+    if found > newest:
+        raise VaultError(f"vault {path} has format {found}, this fedward reads up to {newest}: upgrade fedward")
+    if found < oldest or raw[18:20] != _ROLLBACK_JOURNAL:
         raise damaged(path, "its header is not that of a vault")

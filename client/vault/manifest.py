@@ -54,6 +54,10 @@ class Manifest:
     """The largest row id ever given; ids are never given again."""
     digest: str
     """:func:`rows_digest`."""
+    secret: str = ""
+    """64 hexadecimal digits under which the site makes pseudonyms; empty in format 1. Survives every change of keys."""
+    tombstones: tuple[str, ...] = ()
+    """Pseudonyms of erased patients, sorted: no import brings them back."""
 
     @property
     def encoded(self) -> bytes:
@@ -63,7 +67,8 @@ class Manifest:
     @classmethod
     def decode(cls, plain: bytes) -> Manifest:
         """The inverse of ``encoded``, for bytes that were authenticated."""
-        return cls(**json.loads(plain))
+        fields = json.loads(plain)
+        return cls(**{**fields, "tombstones": tuple(fields.get("tombstones", ()))})
 
 
 def rows_digest(seals: Iterable[tuple[int, bytes]]) -> str:

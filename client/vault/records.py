@@ -1,7 +1,7 @@
 """What a vault holds of an image, what it accepts, and how that becomes bytes.
 
-Pixels are stored as they are, little-endian, C order: a vault never rescales or compresses.
-Everything else about an image is one JSON text, padded to whole blocks of 512 bytes before it is
+Pixels are stored as they are, little-endian, C order, or losslessly compressed (``codecs``); a vault
+never rescales. Everything else about an image is one JSON text, padded to whole blocks of 512 bytes before it is
 encrypted: ciphertext is as long as its plain text, and ``normal`` is shorter than ``pneumonia``.
 """
 
@@ -11,10 +11,10 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
-from math import prod
-from typing import Any
+from math import isfinite, prod
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,16 @@ LARGEST_IMAGE_BYTES = 2**29  # SQLite holds values below 10^9 bytes
 LARGEST_META_BYTES = 2**16
 META_BLOCK_BYTES = 512
 _SHAPE = struct.Struct(">BB3I")
+
+
+class Box(NamedTuple):
+    """A lesion's box: pixels of the stored image, from its upper left corner; the lower right edge is outside."""
+
+    label: str
+    x: float
+    y: float
+    width: float
+    height: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +54,16 @@ class Record:
     """Sex, age, view, site, device …"""
     mask: NDArray[Any] | None = field(default=None, repr=False)
     """``(H, W)`` uint8, 0 or 1."""
+    keys: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Keyed pseudonyms by which an import finds the image again: source, file, sop, study, series, accession."""
+    boxes: tuple[Box, ...] = field(default=(), repr=False)
+    measures: Mapping[str, float] = field(default_factory=dict, repr=False)
+    """Technical quality of the pixels (``client.ingest.quality``)."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a vault knows of an image without decrypting its pixels."""
+    """What a vault knows of an image without decrypting its pixels. Fields with defaults came with format 2."""
 
     id: int
     digest: str = field(repr=False)
@@ -60,6 +75,13 @@ class Row:
     shape: tuple[int, ...]
     dtype: str
     has_mask: bool
+    codec: str = "raw"
+    """How the pixels are stored: ``client.vault.codecs``."""
+    generation: int = 0
+    """The vault's generation that brought the image; 0 where a vault of format 1 did."""
+    keys: Mapping[str, str] = field(default_factory=dict, repr=False)
+    boxes: tuple[Box, ...] = field(default=(), repr=False)
+    measures: Mapping[str, float] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -144,33 +166,50 @@ def checked(record: Record, number: int) -> Form:
             raise refuse("has labels that are not columns with tuples of values; correct its labels")
         if not all(isinstance(value, str) for value in values):
             raise refuse("has a label value that is not text; write it as text")
-    if not all(isinstance(text, str) for pair in record.attributes.items() for text in pair):
-        raise refuse("has an attribute that is not text; write it as text")
+    texts = (*record.attributes.items(), *record.keys.items())
+    if not all(isinstance(text, str) for pair in texts for text in pair):
+        raise refuse("has an attribute or key that is not text; write it as text")
+    if not all(isfinite(side) for box in record.boxes for side in box[1:]) or not all(
+        isfinite(value) for value in record.measures.values()
+    ):
+        raise refuse("has a box or measure that is not a finite number; correct it")
     return form_of(pixels.dtype.name, pixels.shape)
 
 
-def encode_meta(record: Record, form: Form, number: int) -> bytes:
-    """All of a record but its pixels and mask, padded; ``number`` as for :func:`checked`."""
-    text = json.dumps(
-        {
-            "digest": pixel_digest(record.pixels),
-            "dtype": form.dtype,
-            "shape": form.shape,
-            "mask": record.mask is not None,
-            "patient": record.patient,
-            "split": record.split,
-            "labels": {column: list(values) for column, values in record.labels.items()},
-            "attributes": dict(record.attributes),
-        },
-        separators=(",", ":"),
+def row_of(row_id: int, record: Record, form: Form, codec: str, generation: int) -> Row:
+    """What the vault will know of ``record``."""
+    return Row(
+        id=row_id,
+        digest=pixel_digest(record.pixels),
+        patient=record.patient,
+        labels=record.labels,
+        split=record.split,
+        attributes=record.attributes,
+        shape=form.shape,
+        dtype=form.dtype,
+        has_mask=record.mask is not None,
+        codec=codec,
+        generation=generation,
+        keys=record.keys,
+        boxes=record.boxes,
+        measures=record.measures,
     )
+
+
+def encode_meta(row: Row, number: int) -> bytes:
+    """All of a row but its id, padded; ``number`` as for :func:`checked`."""
+    meta = {key: value for key, value in asdict(row).items() if key != "id" and (value or key not in _OPTIONAL)}
+    text = json.dumps(meta, separators=(",", ":"), allow_nan=False)
     if len(text) > LARGEST_META_BYTES:
         raise DataError(f"image {number} of those to add has {len(text)} bytes of labels and attributes: shorten them")
     return padded(text)
 
 
+_OPTIONAL = ("generation", "keys", "boxes", "measures")
+
+
 def decode_meta(row_id: int, plain: bytes) -> Row:
-    """The inverse of :func:`encode_meta`, for bytes that were authenticated."""
+    """The inverse of :func:`encode_meta`, for bytes that were authenticated; also of format 1."""
     meta = json.loads(plain)
     return Row(
         id=row_id,
@@ -181,7 +220,12 @@ def decode_meta(row_id: int, plain: bytes) -> Row:
         attributes=meta["attributes"],
         shape=tuple(meta["shape"]),
         dtype=meta["dtype"],
-        has_mask=meta["mask"],
+        has_mask=meta["has_mask"] if "has_mask" in meta else meta["mask"],
+        codec=meta.get("codec", "raw"),
+        generation=meta.get("generation", 0),
+        keys=meta.get("keys", {}),
+        boxes=tuple(Box(*box) for box in meta.get("boxes", ())),
+        measures=meta.get("measures", {}),
     )
 
 

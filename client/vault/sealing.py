@@ -13,8 +13,12 @@ A counter was considered and refused: it is unique only as long as the file neve
 files go back (a restored backup, a copied site, a killed import whose ciphertext is still on the
 disk), and a repeated GCM nonce gives away pixels and the authentication key.
 
-**Associated data** of a part of a row binds the format version, the vault, the row, the kind of
+**Associated data** of a part of a row binds the sealing's version, the vault, the row, the kind of
 part and, for pixels and masks, the pixel type and shape. Nothing can be moved to another place.
+
+**The file as a whole.** What no row uses (SQLite's free space) carries nothing that is ever read, but is
+not authenticated by the above. ``FileMac`` is HMAC-SHA256 under one more derived key over all bytes of
+the file; the site keeps it outside the vault (``witness``).
 
 **Seals.** Nonce and tag of a part are kept apart from its ciphertext, in the row's *seal*; the
 manifest authenticates all seals. See ``manifest``.
@@ -22,6 +26,8 @@ manifest authenticates all seals. See ``manifest``.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import struct
 from enum import IntEnum
@@ -36,7 +42,9 @@ from numpy.typing import NDArray
 
 from client.vault.records import Form
 
-FORMAT = 1
+FORMAT = 2
+"""What this version writes. Format 1 lacks the manifest's ``secret`` and ``tombstones``; the sealing is the same."""
+OLDEST_FORMAT = 1
 DATA_KEY_BYTES = 32
 VAULT_ID_BYTES = 16
 LARGEST_ROW_ID = 2**30
@@ -44,7 +52,7 @@ LARGEST_ROW_ID = 2**30
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
 _PART_BYTES = _NONCE_BYTES + _TAG_BYTES
-_NAME = b"fedward vault %d" % FORMAT
+_NAME = b"fedward vault 1"  # of the sealing, not the format: it changes when keys or associated data do
 _PLACE = struct.Struct(">16sBQ")
 
 
@@ -77,7 +85,12 @@ class Sealer:
         self._vault_id = vault_id
         self._rows = AESGCM(derive(b"rows"))
         self._manifest = AESGCM(derive(b"manifest"))
+        self._file = derive(b"file")
         self.commitment = derive(b"commitment")
+
+    def file_mac(self) -> hmac.HMAC:
+        """An HMAC-SHA256 to be fed with what the site remembers of this vault's file."""
+        return hmac.new(self._file, digestmod=hashlib.sha256)
 
     def seal(self, kind: Kind, row_id: int, form: Form | None, plain: bytes | memoryview) -> tuple[bytes, bytes]:
         """Encrypt one part. Returns its seal (28 bytes: nonce, tag) and its ciphertext."""
@@ -91,15 +104,19 @@ class Sealer:
         """Decrypt pixels or a mask into a new array of ``form``, without a further copy."""
         if len(cipher) != form.size:
             raise AuthenticationError
+        return self.open_packed(kind, row_id, seal, cipher, form).view(form.stored).reshape(form.shape)
+
+    def open_packed(self, kind: Kind, row_id: int, seal: bytes, cipher: bytes, form: Form) -> NDArray[np.uint8]:
+        """Decrypt the bytes of pixels that a codec packed, ``form`` being that of the pixels themselves."""
         part = part_of(seal, kind)
-        plain = np.empty(form.size, np.uint8)
+        plain = np.empty(len(cipher), np.uint8)
         try:
             self._rows.decrypt_into(
                 part[:_NONCE_BYTES], cipher + part[_NONCE_BYTES:], self._associated(kind, row_id, form), plain.data
             )
         except InvalidTag:
             raise AuthenticationError from None
-        return plain.view(form.stored).reshape(form.shape)
+        return plain
 
     def seal_manifest(self, plain: bytes, header: bytes) -> tuple[bytes, bytes]:
         """Encrypt the manifest, bound to the header's bytes. Returns seal and ciphertext."""

@@ -1,12 +1,15 @@
-"""``Vault``: create, open, add, read, verify. What protects it is argued in the files it uses."""
+"""``Vault``: create, open, read, change, verify. What protects it is argued in the files it uses."""
 
 from __future__ import annotations
 
 import hmac
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,34 +17,26 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from client.vault import database
+from client.vault.change import SECRET_BYTES, Change
+from client.vault.codecs import JPEG_LS, RAW, unpack
 from client.vault.keys import KeyProvider
 from client.vault.manifest import Header, Manifest, rows_digest
-from client.vault.records import (
-    Form,
-    Record,
-    Row,
-    checked,
-    decode_meta,
-    encode_meta,
-    form_of,
-    pixel_bytes,
-    pixel_digest,
-)
+from client.vault.records import Form, Record, Row, decode_meta, form_of, pixel_digest
 from client.vault.sealing import (
     DATA_KEY_BYTES,
     FORMAT,
-    LARGEST_ROW_ID,
+    OLDEST_FORMAT,
     SEAL_BYTES,
     VAULT_ID_BYTES,
     AuthenticationError,
     Kind,
     Sealer,
     has_mask,
-    row_seal,
 )
 from common.errors import KeyUnavailable, VaultError
 
-__all__ = ["Record", "Row", "Vault", "pixel_digest"]
+__all__ = ["CODECS", "Record", "Row", "Vault", "pixel_digest"]
+CODECS = (RAW, JPEG_LS)
 
 _BATCH_BYTES = 4 * 2**20
 _BATCH_ROWS = 64
@@ -51,6 +46,7 @@ _QUERIES = {
     "mask": "SELECT data FROM mask WHERE id = ?",
 }
 _CONTEXT = b"fedward vault data key\0"
+_FILE_CHUNK_BYTES = 2**20
 
 
 class Vault:
@@ -72,8 +68,9 @@ class Vault:
         self._header = header
         self._sealer = sealer
         self._seals: dict[int, bytes] = {}
-        self._forms: dict[int, Form] = {}
+        self._forms: dict[int, tuple[str, Form]] = {}
         self._manifest: Manifest | None = None
+        self._version: int | None = None
 
     @classmethod
     def create(cls, path: Path, provider: KeyProvider, *, synthetic: bool, source: str) -> Vault:
@@ -83,36 +80,38 @@ class Vault:
         encrypted and cannot be changed. Raises :class:`VaultError` where ``path`` exists or cannot be written,
         :class:`KeyUnavailable` where the provider has no key; then nothing is left behind.
         """
-        vault_id, data_key = os.urandom(VAULT_ID_BYTES), os.urandom(DATA_KEY_BYTES)
-        sealer = Sealer(data_key, vault_id)
-        header = Header(
-            vault_id=vault_id,
-            scheme=provider.uri.partition(":")[0],
-            wrapped=provider.wrap(data_key, _CONTEXT + vault_id),
-            commitment=sealer.commitment,
+        header, sealer = new_header(os.urandom(VAULT_ID_BYTES), provider)
+        manifest = Manifest(
+            synthetic=synthetic,
+            source=source,
+            generation=1,
+            rows=0,
+            last_id=0,
+            digest=rows_digest(()),
+            secret=secrets.token_hex(SECRET_BYTES),
         )
-        manifest = Manifest(synthetic, source, generation=1, rows=0, last_id=0, digest=rows_digest(()))
         database.create(path, FORMAT, header, sealer.seal_manifest(manifest.encoded, header.encoded))
-        return cls._connected(path, database.connect(path, FORMAT), header, sealer)
+        return cls._connected(path, database.connect(path, OLDEST_FORMAT, FORMAT), header, sealer)
 
     @classmethod
-    def open(cls, path: Path, provider: KeyProvider) -> Vault:
-        """Open the vault at ``path`` for reading and adding; checks the manifest against all rows.
+    def open(cls, path: Path, provider: KeyProvider, *, read_only: bool = False) -> Vault:
+        """Open the vault at ``path`` for reading and changing; checks the manifest against all rows.
 
-        Raises :class:`VaultError` (missing, no vault, newer format, in use, damaged or altered) or
+        ``read_only`` writes nothing to the disk at all, and so cannot restore the file that a killed writer left
+        half-written: opening it once without does. Raises :class:`VaultError` (missing, no vault, newer format, in
+        use, damaged or altered) or
         :class:`KeyUnavailable` (wrong or missing key). Never creates anything.
         """
-        connection = database.connect(path, FORMAT)
+        connection = database.connect(path, OLDEST_FORMAT, FORMAT, read_only=read_only)
         try:
             with database.reported(path):
                 header, _ = _read_header(path, connection)
-            scheme = provider.uri.partition(":")[0]
+            scheme = _scheme(provider)
             if header.scheme != scheme:
                 raise KeyUnavailable(
                     f"the key of vault {path} is kept by {header.scheme}:, not {scheme}:; name the {header.scheme}: key"
                 )
-            data_key = provider.unwrap(header.wrapped, _CONTEXT + header.vault_id)
-            sealer = Sealer(data_key, header.vault_id)
+            sealer = Sealer(_unwrapped(header, provider), header.vault_id)
             if not hmac.compare_digest(sealer.commitment, header.commitment):
                 raise database.damaged(path, "its key commitment is not that of its key")
         except BaseException:
@@ -155,39 +154,143 @@ class Vault:
         """
         return self._state.generation
 
-    def add(self, records: Iterable[Record]) -> int:
-        """Add all of ``records`` in one transaction, or none of them; returns how many.
+    @property
+    def scheme(self) -> str:
+        """Scheme of the key provider that locks the vault, e.g. ``file``."""
+        return self._header.scheme
 
-        Takes them one at a time and keeps none in memory. On any failure, one of ``records``' own
-        included, on Ctrl-C and on SIGKILL the vault is what it was before. Raises :class:`DataError` for a
-        record that a vault does not hold, :class:`VaultError` for a disk that is full and the like.
+    @property
+    def secret(self) -> bytes:
+        """32 bytes under which the site makes pseudonyms. Raises :class:`VaultError` for a vault of format 1."""
+        if not self._state.secret:
+            raise VaultError(f"vault {self.path} is of format 1 and has no secret for pseudonyms; migrate it first")
+        return bytes.fromhex(self._state.secret)
+
+    @property
+    def tombstones(self) -> frozenset[str]:
+        """Pseudonyms of erased patients."""
+        return frozenset(self._state.tombstones)
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self._seals)
+
+    @contextmanager
+    def changing(self) -> Iterator[Change]:
+        """One transaction: everything done to the :class:`Change`, or, on any failure and SIGKILL, nothing.
+
+        Raises :class:`VaultError` for a disk that is full and the like.
         """
         connection = self._idle_connection
-        added: dict[int, bytes] = {}
         with database.transaction(self.path, connection, "IMMEDIATE"):
-            self._load(connection)  # another process may have added since
-            state = self._state
+            if self._version != self._data_version():  # another process has changed the vault
+                self._load(connection)
+            change = Change(self.path, connection, self._sealer, self._header, self._state, dict(self._seals))
+            yield change
+            manifest = change.finish()
+        if manifest is not None:
+            self._seals, self._manifest, self._header = change.seals, manifest, change.header
+            self._forms = {}
+
+    def add(self, records: Iterable[Record], codec: str = RAW) -> int:
+        """Add all of ``records`` in one transaction, or none of them; returns how many.
+
+        Takes them one at a time and keeps none in memory; ``codec`` is one of ``CODECS``, both lossless. On any
+        failure, one of ``records``' own included, on Ctrl-C and on SIGKILL the vault is what it was before. Raises
+        :class:`DataError` for a record that a vault does not hold, :class:`VaultError` for a disk that is full.
+        """
+        number = 0
+        with self.changing() as change:
             for number, record in enumerate(records, start=1):
-                row_id = state.last_id + number
-                if row_id > LARGEST_ROW_ID:
-                    raise VaultError(f"vault {self.path} is full ({LARGEST_ROW_ID} images); start another vault")
-                added[row_id] = self._insert(connection, row_id, record, number)
-            if not added:
-                return 0
-            seals = self._seals | added
-            state = Manifest(
-                synthetic=state.synthetic,
-                source=state.source,
-                generation=state.generation + 1,
-                rows=len(seals),
-                last_id=state.last_id + len(added),
-                digest=rows_digest(seals.items()),
-            )
-            sealed = self._sealer.seal_manifest(state.encoded, self._header.encoded)
-            with database.reported(self.path):
-                connection.execute("UPDATE header SET manifest_seal = ?, manifest = ?", sealed)
-        self._seals, self._manifest = seals, state
-        return len(added)
+                change.insert(record, number, codec)
+        return number
+
+    def erase(self, patients: Iterable[str]) -> int:
+        """Remove all images of ``patients`` and remember each as a tombstone, in one transaction; returns how many.
+
+        Freed pages are overwritten with zeros. What a file system, an SSD or a backup still holds of the old
+        ciphertext becomes unreadable only with :func:`reencrypt` and the end of the old key.
+        """
+        wanted = frozenset(patients)
+        with self.changing() as change:
+            gone = [row.id for row in self.each() if row.patient in wanted]
+            for row_id in gone:
+                change.remove(row_id)
+            change.tombstones |= wanted
+        return len(gone)
+
+    def migrate(self) -> None:
+        """Bring a vault of an older format to the present one; nothing for one that has it."""
+        if not self._state.secret:
+            with self.changing():
+                pass
+
+    def rewrap(self, old: KeyProvider, new: KeyProvider) -> None:
+        """Lock the vault's data key with ``new`` in place of ``old``; images stay as they are. One transaction."""
+        data_key = _unwrapped(self._header, old)
+        wrapped = new.wrap(data_key, _CONTEXT + self._header.vault_id)
+        with self.changing() as change:
+            change.header = replace(self._header, scheme=_scheme(new), wrapped=wrapped)
+
+    def reencrypt(self, provider: KeyProvider) -> None:
+        """Encrypt everything anew under a new data key, locked by ``provider``, and close this vault.
+
+        A new file takes the old one's place when it is whole and on the disk; until then the old one is the vault.
+        Needs as much free disk as the vault takes. Whoever reads the old file goes on reading it.
+        """
+        target = self.path.with_name(f".{self.path.name}.reencrypted")
+        header, sealer = new_header(self._header.vault_id, provider)
+        before = self._state
+        empty = replace(before, rows=0, last_id=0, digest=rows_digest(()))
+        with database.transaction(self.path, self._idle_connection, "IMMEDIATE"):
+            if self._version != self._data_version():
+                raise VaultError(f"vault {self.path} was changed meanwhile; try again")
+            target.unlink(missing_ok=True)  # of an attempt that was killed
+            database.create(target, FORMAT, header, sealer.seal_manifest(empty.encoded, header.encoded))
+            try:
+                with (
+                    closing(database.connect(target, FORMAT, FORMAT)) as connection,
+                    database.transaction(target, connection, "IMMEDIATE"),
+                ):
+                    change = Change(target, connection, sealer, header, empty, {})
+                    for row_id, seal in self._seals.items():
+                        change.copy(row_id, seal, self._sealer, partial(self._fetch, row_id=row_id))
+                    change.last_id = before.last_id
+                    change.finish()
+                os.replace(target, self.path)  # noqa: PTH105
+            except BaseException:
+                target.unlink(missing_ok=True)
+                raise
+        database.sync_directory(self.path.parent)
+        self.close()
+
+    def file_mac(self) -> tuple[int, str]:
+        """Size of the vault's file and HMAC-SHA256 (hex) over all its bytes, while nobody writes to it."""
+        connection = self._idle_connection
+        mac, size = self._sealer.file_mac(), 0
+        with database.transaction(self.path, connection, "DEFERRED"), self.path.open("rb", buffering=0) as file:
+            self._load(connection)  # takes the lock that keeps writers out
+            while chunk := file.read(_FILE_CHUNK_BYTES):
+                mac.update(chunk)
+                size += len(chunk)
+        return size, mac.hexdigest()
+
+    def mac(self, text: bytes) -> str:
+        """HMAC-SHA256 (hex) under a key of this vault over what the site remembers of it."""
+        mac = self._sealer.file_mac()
+        mac.update(b"memory\0" + text)
+        return mac.hexdigest()
+
+    def stored_bytes(self) -> tuple[int, int]:
+        """Bytes of all pixels as arrays, and as stored."""
+        with database.reported(self.path):
+            stored = self._connection.execute("SELECT coalesce(sum(length(data)), 0) FROM pixels").fetchone()[0]
+        return sum(form_of(row.dtype, row.shape).size for row in self.each()), int(stored)
+
+    def each(self) -> Iterator[Row]:
+        """Everything but pixels and masks, of all images, one at a time in the order they came."""
+        for row_id in self._seals:
+            yield self._meta(row_id, self._fetch("labels", row_id))
 
     def rows(self) -> list[Row]:
         """Everything but pixels and masks, of all images; ordered by (digest, id), the same in any copy."""
@@ -202,8 +305,8 @@ class Vault:
 
     def read(self, row_id: int) -> NDArray[Any]:
         """The pixels of one image as they were added: ``(H, W)`` or ``(H, W, 3)``, writable, little-endian."""
-        form = self._form(row_id)
-        return self._array(Kind.PIXELS, row_id, self._fetch("pixels", row_id), form)
+        codec, form = self._form(row_id)
+        return self._pixels(row_id, self._fetch("pixels", row_id), codec, form)
 
     def read_many(self, ids: Sequence[int]) -> Iterator[NDArray[Any]]:
         """The pixels of several images, in the order of ``ids``; the quick way to read an epoch.
@@ -212,7 +315,7 @@ class Vault:
         """
         position = 0
         while position < len(ids):
-            fetched: list[tuple[int, Form, bytes]] = []
+            fetched: list[tuple[int, str, Form, bytes]] = []
             size = 0
             connection = self._connection
             # While adding, the transaction is the one that is open.
@@ -220,18 +323,21 @@ class Vault:
             with nullcontext() if adding else database.transaction(self.path, connection, "DEFERRED"):
                 while position < len(ids) and size < _BATCH_BYTES and len(fetched) < _BATCH_ROWS:
                     row_id = ids[position]
-                    fetched.append((row_id, self._form(row_id), self._fetch("pixels", row_id)))
-                    size += len(fetched[-1][2])
+                    fetched.append((row_id, *self._form(row_id), self._fetch("pixels", row_id)))
+                    size += len(fetched[-1][3])
                     position += 1
-            for row_id, form, data in fetched:
-                yield self._array(Kind.PIXELS, row_id, data, form)
+            for row_id, codec, form, data in fetched:
+                yield self._pixels(row_id, data, codec, form)
 
     def read_mask(self, row_id: int) -> NDArray[Any]:
         """The mask of one image: ``(H, W)`` uint8, 0 or 1. Raises :class:`VaultError` where it has none."""
         if row_id in self._seals and not has_mask(self._seals[row_id]):
             raise VaultError(f"image {row_id} of vault {self.path} has no mask; ask its row's has_mask first")
-        form = self._form(row_id).of_mask
-        return self._array(Kind.MASK, row_id, self._fetch("mask", row_id), form)
+        data, (_, form) = self._fetch("mask", row_id), self._form(row_id)
+        try:
+            return self._sealer.open_array(Kind.MASK, row_id, self._seals[row_id], data, form.of_mask)
+        except AuthenticationError:
+            raise database.damaged(self.path, f"the mask of image {row_id} fails authentication") from None
 
     def verify(self) -> None:
         """Check everything that can be checked with the key, without writing: the manifest against the file as it
@@ -319,23 +425,12 @@ class Vault:
             raise database.damaged(
                 self.path, f"it went back from generation {known.generation} to {manifest.generation}"
             )
-        self._seals, self._manifest = dict(seals), manifest
+        self._seals, self._manifest, self._version = dict(seals), manifest, self._data_version()
 
-    def _insert(self, connection: sqlite3.Connection, row_id: int, record: Record, number: int) -> bytes:
-        """Seal one record and insert it; returns its seal."""
-        form = checked(record, number)
-        meta_seal, meta = self._sealer.seal(Kind.META, row_id, None, encode_meta(record, form, number))
-        pixels_seal, pixels = self._sealer.seal(Kind.PIXELS, row_id, form, pixel_bytes(record.pixels))
-        mask_seal, mask = None, b""
-        if record.mask is not None:
-            mask_seal, mask = self._sealer.seal(Kind.MASK, row_id, form.of_mask, pixel_bytes(record.mask))
-        seal = row_seal(meta_seal, pixels_seal, mask_seal)
+    def _data_version(self) -> int:
+        """Changes when another connection has changed the file."""
         with database.reported(self.path):
-            connection.execute("INSERT INTO image VALUES (?, ?, ?)", (row_id, seal, meta))
-            connection.execute("INSERT INTO pixels VALUES (?, ?)", (row_id, pixels))
-            if mask_seal is not None:
-                connection.execute("INSERT INTO mask VALUES (?, ?)", (row_id, mask))
-        return seal
+            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
 
     def _fetch(self, part: str, row_id: int) -> bytes:
         """One ciphertext of a row: its labels (meta), pixels or mask."""
@@ -348,8 +443,8 @@ class Vault:
             raise database.damaged(self.path, f"image {row_id} has lost its {part}")
         return found[0]
 
-    def _form(self, row_id: int) -> Form:
-        """Type and shape of an image's pixels, out of its authenticated meta; kept."""
+    def _form(self, row_id: int) -> tuple[str, Form]:
+        """Codec, type and shape of an image's pixels, out of its authenticated meta; kept."""
         if row_id not in self._forms:
             self._meta(row_id, self._fetch("labels", row_id))
         return self._forms[row_id]
@@ -361,15 +456,32 @@ class Vault:
             row = decode_meta(row_id, self._sealer.open(Kind.META, row_id, self._seals[row_id], meta))
         except AuthenticationError:
             raise database.damaged(self.path, f"the labels of image {row_id} fail authentication") from None
-        self._forms[row_id] = form_of(row.dtype, row.shape)
+        self._forms[row_id] = row.codec, form_of(row.dtype, row.shape)
         return row
 
-    def _array(self, kind: Kind, row_id: int, data: bytes, form: Form) -> NDArray[Any]:
+    def _pixels(self, row_id: int, data: bytes, codec: str, form: Form) -> NDArray[Any]:
         try:
-            return self._sealer.open_array(kind, row_id, self._seals[row_id], data, form)
+            if codec == RAW:
+                return self._sealer.open_array(Kind.PIXELS, row_id, self._seals[row_id], data, form)
+            return unpack(self._sealer.open_packed(Kind.PIXELS, row_id, self._seals[row_id], data, form), form)
         except AuthenticationError:
-            what = kind.name.lower()
-            raise database.damaged(self.path, f"the {what} of image {row_id} fail authentication") from None
+            raise database.damaged(self.path, f"the pixels of image {row_id} fail authentication") from None
+
+
+def new_header(vault_id: bytes, provider: KeyProvider) -> tuple[Header, Sealer]:
+    """A header with a new data key, wrapped by ``provider``, and what seals with it."""
+    data_key = os.urandom(DATA_KEY_BYTES)
+    sealer = Sealer(data_key, vault_id)
+    wrapped = provider.wrap(data_key, _CONTEXT + vault_id)
+    return Header(vault_id, _scheme(provider), wrapped, sealer.commitment), sealer
+
+
+def _scheme(provider: KeyProvider) -> str:
+    return provider.uri.partition(":")[0]
+
+
+def _unwrapped(header: Header, provider: KeyProvider) -> bytes:
+    return provider.unwrap(header.wrapped, _CONTEXT + header.vault_id)
 
 
 def _read_header(path: Path, connection: sqlite3.Connection) -> tuple[Header, tuple[bytes, bytes]]:

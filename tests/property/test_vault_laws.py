@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from client.vault.keys import create_key_file, provider
 from client.vault.manifest import Header
-from client.vault.records import Form, decode_meta, encode_meta, pixel_digest
+from client.vault.records import Form, decode_meta, encode_meta, pixel_digest, row_of
 from client.vault.store import Record, Vault
 
 words = st.text(max_size=12)
@@ -73,7 +73,7 @@ def test_what_goes_in_comes_out(batches: list[list[Record]]) -> None:
 @given(records())
 def test_labels_hide_their_length(record: Record) -> None:
     form = Form(record.pixels.dtype.name, record.pixels.shape)
-    plain = encode_meta(record, form, 1)
+    plain = encode_meta(row_of(1, record, form, "raw", 1), 1)
     assert len(plain) % 512 == 0
     assert decode_meta(1, plain).labels == record.labels
 

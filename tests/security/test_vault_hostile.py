@@ -16,7 +16,7 @@ import pytest
 from client.vault import records
 from client.vault.keys import KeyProvider, create_key_file, provider
 from client.vault.records import Form, pixel_digest
-from client.vault.sealing import FORMAT, AuthenticationError, Kind, Sealer, row_seal
+from client.vault.sealing import AuthenticationError, Kind, Sealer, row_seal
 from client.vault.store import Record, Vault
 from common.errors import VaultError
 from common.randomness import generator
@@ -429,4 +429,3 @@ def test_a_manifest_opens_under_its_own_header_only() -> None:
 def test_the_commitment_tells_keys_and_vaults_apart() -> None:
     pairs = [(bytes(32), bytes(16)), (b"x" * 32, bytes(16)), (bytes(32), b"x" * 16)]
     assert len({Sealer(key, vault_id).commitment for key, vault_id in pairs}) == 3
-    assert FORMAT == 1

@@ -223,9 +223,9 @@ def test_what_is_not_a_vault(tmp_path: Path, keys: KeyProvider) -> None:
 
 def test_a_newer_format(filled: Path, keys: KeyProvider) -> None:
     with sqlite3.connect(filled) as other:
-        other.execute("PRAGMA user_version=2")
+        other.execute("PRAGMA user_version=3")
     other.close()
-    refused(lambda: Vault.open(filled, keys), "format 2", "upgrade fedward")
+    refused(lambda: Vault.open(filled, keys), "format 3", "upgrade fedward")
 
 
 def test_create_overwrites_nothing(filled: Path, keys: KeyProvider) -> None:

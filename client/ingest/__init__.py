@@ -1,0 +1,15 @@
+"""From scans to vault: what a hospital points at goes in at one end, de-identified rows come out at the other.
+
+========================  =====================================================================
+``kinds``                 what travels between the parts: ``Rules`` in, ``Decoded`` or ``Refused`` out
+``sources``               files, folders, ZIPs, DICOMDIR: what there is to read, and safely where
+``pool``, ``child``       a stranger's bytes are only ever parsed in a child process with limits
+``dicom``, ``images``,    one reader a family of formats; each runs in the child
+``volumes``, ``arrays``
+``deidentify``            the allow-list: which technical tags may leave the child, and how
+``labels``                label sheets, readers, consensus, opt-outs, lesion boxes
+``importer``              the order of it all: resumable, idempotent, one bad study stops nothing
+``pacs``, ``receive``     DICOMweb and C-STORE
+``readiness``             the report on what came in
+========================  =====================================================================
+"""
