@@ -15,6 +15,8 @@ import typer
 import typer.core
 import typer.main
 
+from client.commands import app as site_app
+
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
@@ -31,6 +33,7 @@ app = typer.Typer(
 )
 study_app = typer.Typer(help="Check and describe study files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(study_app, name="study")
+app.add_typer(site_app, name="site")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PIPE_CLOSED = 141

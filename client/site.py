@@ -1,9 +1,4 @@
-"""A site: one hospital's installation, opened from one directory.
-
-``site.yaml`` says where the vault is and who holds its key; nothing here is chosen by a
-study. A *pooled* site has no vault of its own but lists members: the simulation's
-comparison arm that sees everybody's images, impossible in a real federation.
-"""
+"""A site as a study meets it: its vault, views and device, opened from one directory (``client.config``)."""
 
 from __future__ import annotations
 
@@ -11,66 +6,21 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from client.config import SiteConfig
 from client.devices import choose_device
 from client.vault.keys import provider
 from client.vault.store import Vault
 from client.vault.view import View, ViewCache
-from common.errors import DataError, VaultError
-from common.files import write_atomically
+from common.errors import DataError
 from common.labels import targets
 from common.study import Study
 
 Split = Literal["train", "val", "test"]
 VIEW_CACHE_BYTES = 4 << 30
-
-
-def _yaml(path: Path) -> object:
-    """Through libyaml where PyYAML has it: 10 times quicker, which a simulation of hundreds of sites notices."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506 (both are safe)
-
-
-class SiteConfig(BaseModel):
-    """``site.yaml``. Paths are relative to its directory."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    alias: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    vault: str = "vault.sqlite"
-    key: str = "file:vault.key"
-    members: tuple[str, ...] = ()
-    device: str = "auto"
-    threads: Annotated[int, Field(ge=0)] = 0
-
-    def save(self, directory: Path) -> None:
-        """Write ``directory/site.yaml`` atomically."""
-        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-        write_atomically(directory / "site.yaml", text.encode(), mode=0o600)
-
-    @classmethod
-    def load(cls, directory: Path) -> SiteConfig:
-        path = directory / "site.yaml"
-        try:
-            return cls.model_validate(_yaml(path))
-        except FileNotFoundError:
-            raise VaultError(
-                f"{directory.name} is not a site: it has no site.yaml; make one with `fedward site init`"
-            ) from None
-        except ValidationError as error:
-            found = error.errors(include_url=False)[0]
-            key = ".".join(map(str, found["loc"])) or "the file"
-            raise VaultError(
-                f"{directory.name}/site.yaml is not usable: {key}: {found['msg']}; mend that line"
-            ) from None
-        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-            first = str(error).splitlines()[0].strip()
-            raise VaultError(f"{directory.name}/site.yaml cannot be read: {first}; mend it") from None
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class AuditLog:
         return entry
 
     def entries(self) -> Iterator[Entry]:
-        """All entries, each checked against the one before. Raises :class:`AuditError` naming the first that is wrong."""
+        """All entries, each checked against the one before; :class:`AuditError` names the first that is wrong."""
         number, before = 0, START
         try:
             with self.path.open("rb") as file:

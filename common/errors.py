@@ -37,6 +37,13 @@ class DataError(FedwardError):
     exit_code = 3
 
 
+class ImportRefused(DataError):
+    """An import is through, and some of what should have come in did not."""
+
+    code = "import-refused"
+    exit_code = 9
+
+
 class PartitionError(DataError):
     """The images cannot be dealt out to hospitals as the study asks."""
 

@@ -33,6 +33,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _LAST_ROW = 1 << 20
 _EXACT_BELOW = 10**15  # Excel keeps 15 digits of a number
 _FORMULA = re.compile(rb"<(?:\w+:)?f[\s/>]")
+_ROW = re.compile(rb"""<(?:\w+:)?row\s(?:[^>]*?\s)?r\s*=\s*["'](\d+)["']""")
 _MERGED = re.compile(rb"<(?:\w+:)?mergeCell[\s/>]")
 
 Line = tuple[int, list[str]]
@@ -48,7 +49,7 @@ class Sheet:
     def __init__(self, path: Path, *, loose: bool = False, worksheet: str = "") -> None:
         self.name, self._path, self._loose = path.name, path, loose
         if not path.is_file():
-            raise DataError(f"{self.name}: no such file in the folder; add it, or name the folder that holds it")
+            raise DataError(f"{self.name}: no such file; add it, or correct its path")
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"{self.name}: larger than {MAX_BYTES >> 30} GiB; split the folder into several")
         self._delimiter, self._workbook = ",", self._read_workbook(worksheet)
@@ -60,8 +61,10 @@ class Sheet:
         header = next(self._lines())[1]
         self.columns = tuple(self._clean(cell, 1) for cell in header)
         twice = sorted({name for name in self.columns if name and self.columns.count(name) > 1})
-        if twice:
-            raise DataError(f"{self.name}: column {twice[0]!r} is named twice; keep one")
+        if twice:  # a list without a header begins with somebody's number, which no message repeats
+            place = self.columns.index(twice[0]) + 1
+            name = f"column {place}" if re.search(r"\d", twice[0]) else f"column {twice[0]!r}"
+            raise DataError(f"{self.name}: {name} is named twice; keep one")
 
     def require(self, column: str, why: str) -> None:
         """Raise :class:`DataError` with a "did you mean" where ``column`` is not among the columns."""
@@ -72,6 +75,23 @@ class Sheet:
         hint = f"did you mean {folded[close[0]]!r}? " if close else ""
         present = ", ".join(name for name in self.columns if name) or "none"
         raise DataError(f"{self.name}: no column {column!r} ({why}); {hint}its columns are: {present}")
+
+    def meanings(self, spellings: Mapping[str, Sequence[str]]) -> dict[str, str]:
+        """Meaning -> column, for the columns that have one; :class:`DataError` where two have the same.
+
+        ``spellings`` are compared with columns as :func:`squeezed`.
+        """
+        known = {spelling: meaning for meaning, several in spellings.items() for spelling in several}
+        found: dict[str, str] = {}
+        for column in self.columns:
+            meaning = known.get(squeezed(column), "")
+            if meaning in found:
+                raise DataError(
+                    f"{self.name}: columns {found[meaning]!r} and {column!r} are both the {meaning}; keep one"
+                )
+            if meaning:
+                found[meaning] = column
+        return found
 
     def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str, str]]]:
         """Line number and the cells of ``columns``, stripped; blank lines are passed over."""
@@ -156,16 +176,18 @@ class _Workbook:
                 with closing(openpyxl.load_workbook(archive.fp, read_only=True, data_only=True)) as book:
                     sheet = self._chosen(book)
                     part = archive.read(sheet._worksheet_path)
-                    if _MERGED.search(part):
-                        raise DataError(f"{self._name}: has merged cells, which leave rows empty; unmerge them")
+                    self._check_rows(part)
                     pending = self._formulas(archive) if _FORMULA.search(part) else frozenset()
                     return [
                         (number, self._texts(number, cells, pending))
                         for number, cells in enumerate(_rows_of(sheet), start=1)
+                        if cells or number == 1
                     ]
-        except (DataError, OSError):
+        except DataError:
             raise
-        except Exception:  # openpyxl has no error of its own; whatever a damaged part raises means the same
+        except Exception as error:  # openpyxl has no error of its own; whatever a damaged part raises means the same
+            if isinstance(error, OSError) and error.errno:
+                raise
             raise DataError(f"{self._name}: not a sound Excel workbook; open and save it again as .xlsx") from None
 
     def _check_size(self, archive: zipfile.ZipFile) -> None:
@@ -175,6 +197,14 @@ class _Workbook:
             raise DataError(
                 f"{self._name}: unpacks to more than {MAX_UNPACKED_BYTES >> 20} MiB; save it as 'CSV UTF-8'"
             )
+
+    def _check_rows(self, part: bytes) -> None:
+        """What openpyxl would pass over in silence."""
+        if _MERGED.search(part):
+            raise DataError(f"{self._name}: has merged cells, which leave rows empty; unmerge them")
+        numbers = [int(number) for number in _ROW.findall(part)]
+        if numbers != sorted(set(numbers)) or (numbers and numbers[-1] > _LAST_ROW):
+            raise DataError(f"{self._name}: rows are not in order; open it in Excel and save it again")
 
     def _chosen(self, book: Any) -> Any:
         sheets = {sheet.title: sheet for sheet in book.worksheets}
@@ -233,6 +263,11 @@ def _rows_of(sheet: Any) -> Iterator[Sequence[Any]]:
     sheet.reset_dimensions()
     rows: Iterator[Sequence[Any]] = sheet.iter_rows(min_row=1, max_row=_LAST_ROW)
     return rows
+
+
+def squeezed(column: str) -> str:
+    """A column's name without what people vary: ``Patient ID``, ``patient_id`` and ``PatientID`` are one."""
+    return re.sub(r"[\s_-]", "", column).casefold()
 
 
 def values(cell: str) -> tuple[str, ...]:

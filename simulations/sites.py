@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from client.site import SiteConfig
+from client.config import SiteConfig
 from client.vault.keys import create_key_file, provider
 from client.vault.store import Record, Vault
 from common.errors import DataError

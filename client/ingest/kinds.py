@@ -40,12 +40,12 @@ _VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+/<>-]{0,63}")
 
 
 def allowed_attributes(attributes: Mapping[str, str]) -> dict[str, str]:
-    """``attributes`` without what is not on the list or not in plain, short ASCII: checked on both sides of the pipe."""
+    """``attributes`` without what is not on the list or not plain, short ASCII: checked on both sides of the pipe."""
     return {key: value for key, value in attributes.items() if key in ATTRIBUTES and _VALUE.fullmatch(value)}
 
 
 class Rules(BaseModel):
-    """How files become images; a site's ``import:`` section in ``site.yaml``. The same in every process of an import."""
+    """How files become images: the ``import:`` section of ``site.yaml``; the same in every process of an import."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -74,7 +74,7 @@ class Reason:
     code: str
     """e.g. ``burned-in-text``."""
     stage: str
-    """``source``, ``parse``, ``decode``, ``pixels``, ``deidentify``, ``labels``, ``consent``, ``duplicate``, ``vault``."""
+    """``source``, ``parse``, ``decode``, ``pixels``, ``deidentify``, ``labels``, ``consent`` or ``duplicate``."""
     reason: str
     remedy: str
 

@@ -59,6 +59,8 @@ class Record:
     boxes: tuple[Box, ...] = field(default=(), repr=False)
     measures: Mapping[str, float] = field(default_factory=dict, repr=False)
     """Technical quality of the pixels (``client.ingest.quality``)."""
+    digest: str = field(default="", repr=False)
+    """:func:`pixel_digest` where it is known already; else it is computed."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ def row_of(row_id: int, record: Record, form: Form, codec: str, generation: int)
     """What the vault will know of ``record``."""
     return Row(
         id=row_id,
-        digest=pixel_digest(record.pixels),
+        digest=record.digest or pixel_digest(record.pixels),
         patient=record.patient,
         labels=record.labels,
         split=record.split,

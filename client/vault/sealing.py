@@ -86,11 +86,16 @@ class Sealer:
         self._rows = AESGCM(derive(b"rows"))
         self._manifest = AESGCM(derive(b"manifest"))
         self._file = derive(b"file")
+        self._views = derive(b"views")
         self.commitment = derive(b"commitment")
 
     def file_mac(self) -> hmac.HMAC:
         """An HMAC-SHA256 to be fed with what the site remembers of this vault's file."""
         return hmac.new(self._file, digestmod=hashlib.sha256)
+
+    def view_key(self, salt: bytes) -> bytes:
+        """The key (32 bytes) of one prepared view on the disk; ``salt`` is random and stands in that file."""
+        return HKDF(SHA256(), 32, salt, _NAME + b": view").derive(self._views)
 
     def seal(self, kind: Kind, row_id: int, form: Form | None, plain: bytes | memoryview) -> tuple[bytes, bytes]:
         """Encrypt one part. Returns its seal (28 bytes: nonce, tag) and its ciphertext."""

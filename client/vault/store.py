@@ -276,10 +276,12 @@ class Vault:
         return size, mac.hexdigest()
 
     def mac(self, text: bytes) -> str:
-        """HMAC-SHA256 (hex) under a key of this vault over what the site remembers of it."""
-        mac = self._sealer.file_mac()
-        mac.update(b"memory\0" + text)
-        return mac.hexdigest()
+        """HMAC-SHA256 (hex) under the vault's secret, which survives new keys, over what the site remembers of it."""
+        return hmac.new(self.secret, b"memory\0" + text, "sha256").hexdigest()
+
+    def view_key(self, salt: bytes) -> bytes:
+        """The key (32 bytes) of a prepared view on the disk; other under every ``salt``, lost with the data key."""
+        return self._sealer.view_key(salt)
 
     def stored_bytes(self) -> tuple[int, int]:
         """Bytes of all pixels as arrays, and as stored."""

@@ -58,8 +58,8 @@ class Witness:
             seen = Seen(**kept)
         except FileNotFoundError:
             raise VaultError(
-                f"{self.path} is missing, so nobody here knows whether the vault is the latest: restore the site from a "
-                "backup, or, when you are sure, run `fedward site verify --accept`"
+                f"{self.path} is missing, so nobody here knows whether the vault is the latest: restore the site from "
+                "a backup, or, when you are sure, run `fedward site verify --accept`"
             ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise self._altered() from None

@@ -16,9 +16,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from common.errors import DataError
+from common.sheet import Sheet, plain_age, values
 from common.study import Study
 from simulations.datasets.decode import read_image, read_mask
-from simulations.datasets.sheet import Sheet, plain_age, values
 from simulations.datasets.source import Inside, Item, UnreadableImage, owner, shown
 
 SHEET = "labels.csv"

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.randomness import seed_for
+from common.sheet import Sheet, plain_age, values
 from common.study import Study
 from simulations.datasets.decode import read_image
-from simulations.datasets.sheet import Sheet, plain_age, values
 from simulations.datasets.source import Inside, Item, UnreadableImage, owner, shown
 
 SHEETS = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")

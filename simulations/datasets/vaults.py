@@ -30,7 +30,7 @@ from common.study import Study
 from simulations.datasets.source import Item, one_line, shown
 
 if TYPE_CHECKING:
-    from client.site import SiteConfig
+    from client.config import SiteConfig
 
 SITE_FILE = "site.yaml"
 OPEN_VAULTS = 32
@@ -80,7 +80,7 @@ class VaultSource:
 
     def __init__(self, study: Study, path: Path) -> None:
         """``study`` is not needed: a vault holds whatever labels it was given."""
-        from client.site import SiteConfig  # with torch: only where there is a vault to open
+        from client.config import SiteConfig
 
         self._places: dict[str, _Place] = {}
         self._open: OrderedDict[Path, Vault] = OrderedDict()

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import DataError
+from common.sheet import values
 from common.study import PhantomSpec, Study
 from simulations.datasets import open_source
-from simulations.datasets.sheet import values
 from simulations.datasets.source import Inside
 from simulations.phantoms import PhantomSource
 

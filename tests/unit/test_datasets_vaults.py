@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from client.site import SiteConfig
+from client.config import SiteConfig
 from client.vault.keys import create_key_file, provider
 from client.vault.store import Record, Vault
 from common.errors import DataError, KeyUnavailable, VaultError

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from client.site import Site, SiteConfig
+from client.config import SiteConfig
+from client.site import Site
 from client.vault.view import View, ViewCache
 from common.errors import DataError, DeviceError, FedwardError, VaultError
 from tests.unit import federation as fed

@@ -1,0 +1,464 @@
+"""What ``fedward site`` does and prints; ``commands`` declares how it is called."""
+
+from __future__ import annotations
+
+import csv
+import getpass
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from client import memory
+from client.home import Home
+from client.ingest.importer import Importer, Sheets, Summary
+from client.ingest.kinds import Reason
+from client.ingest.sources import Found, discover
+from common.errors import DataError, ImportRefused, Interrupted, KeyUnavailable
+from common.files import write_atomically
+
+REJECTED, READINESS = "rejected.csv", "readiness.html"
+_PROGRESS_S = 1.0
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the operator says of the images."""
+
+    labels: Path | None = None
+    label_columns: list[str] | None = None
+    readers: str | None = None
+    consensus: str | None = None
+    disagreement: str = "refuse"
+    worksheet: str = ""
+    opt_out: Path | None = None
+    boxes: Path | None = None
+    masks: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that may lie among the images."""
+        return [path for path in (self.labels, self.opt_out, self.boxes) if path is not None]
+
+
+@dataclass(frozen=True)
+class Login:
+    """How to log in to a PACS."""
+
+    user: str | None
+    password_file: Path | None
+    token_file: Path | None
+    ca: Path | None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which studies to fetch, as typed."""
+
+    modality: str | None
+    since: str | None
+    until: str | None
+
+
+def ask_passphrase() -> str:
+    """Ask at the terminal. Raises :class:`KeyUnavailable` where nobody can answer."""
+    return _ask("passphrase of the vault: ")
+
+
+def _ask(prompt: str) -> str:
+    if not sys.stdin.isatty():
+        raise KeyUnavailable("nobody is at the terminal to type the passphrase; use another key provider for services")
+    return getpass.getpass(prompt)
+
+
+def ask_new_passphrase() -> str:
+    """Ask twice for a new one."""
+    typed = _ask("new passphrase: ")
+    if _ask("once more: ") != typed:
+        raise KeyUnavailable("the two passphrases differ; try again")
+    return typed
+
+
+def opened(site: Path) -> Home:
+    """The site, with this process's memory kept out of core dumps from now on."""
+    memory.protect()
+    return Home.open(site, passphrase=ask_passphrase)
+
+
+def init(directory: Path, *, name: str | None, key: str, compression: str, synthetic: bool) -> None:
+    memory.protect()
+    home = Home.init(
+        directory,
+        alias=name or directory.resolve().name,
+        key=key,
+        synthetic=synthetic,
+        compression=compression,
+        passphrase=ask_new_passphrase if key.startswith("passphrase:") else ask_passphrase,
+    )
+    print(f"site {home.config.alias} in {directory}: an empty vault, its key in {home.config.key}")
+    if home.config.key.startswith("file:"):
+        print("keep a copy of the key file elsewhere: without it the vault cannot be opened by anybody")
+    print(f"next: fedward site import SCANS --labels SHEET --site {directory}")
+
+
+def import_(site: Path, sources: Sequence[Path], given: Given, *, workers: int, as_json: bool) -> None:
+    home = opened(site)
+    rules, ignored = home.config.rules, given.files
+    progress = Progress(sum(1 for _ in discover(sources, rules, ignored=ignored)), quiet=as_json)
+    with importing(home, given, sources, progress, workers=workers, as_json=as_json) as importer:
+        importer.run(discover(sources, rules, ignored=ignored))
+
+
+@contextmanager
+def importing(
+    home: Home, given: Given, sources: Sequence[Path], progress: Progress, *, workers: int, as_json: bool
+) -> Iterator[Importer]:
+    """An importer into the site's vault; at its end the reports are written and the outcome is told.
+
+    Raises :class:`ImportRefused` where something should have come in and did not.
+    """
+    from client.ingest.readiness import write_readiness
+
+    sheets = open_sheets(given, sources)
+    stopped = False
+    with home.exclusive(), home.vault() as vault:
+        importer = Importer(
+            vault,
+            sheets,
+            rules=home.config.rules,
+            split=home.config.split,
+            codec="raw" if home.config.compression == "none" else home.config.compression,
+            workers=workers,
+            committed=home.witness.note,
+            told=progress.tell,
+        )
+        summary = importer.summary
+        try:
+            with importer:
+                yield importer
+        except KeyboardInterrupt:
+            stopped = True
+        finally:
+            progress.end()
+            write_rejected(home, summary.rejected)
+        home.record("import", {**summary.facts(), "stopped": stopped, "generation": vault.generation})
+        home.seal(vault)
+        write_readiness(home.reports / READINESS, vault, summary, sheets.labels)
+    _print_summary(home, summary, sheets, as_json=as_json)
+    if stopped:
+        raise Interrupted("the import was stopped; what is in the vault stays, the same command goes on")
+    if summary.refused:
+        raise ImportRefused(
+            f"{summary.refused} images or files were refused; {home.reports / REJECTED} lists each with its remedy"
+        )
+
+
+def open_sheets(given: Given, sources: Sequence[Path]) -> Sheets:
+    """Read all that the operator gave. Raises :class:`DataError` before any image is touched."""
+    from client.ingest.boxes import BoxSheet
+    from client.ingest.consent import OptOut
+
+    return Sheets(
+        labels=None if given.labels is None else open_labels(given),
+        opt_out=None if given.opt_out is None else OptOut.load(given.opt_out),
+        boxes=None if given.boxes is None else BoxSheet.load(given.boxes),
+        masks=mask_finder(given.masks, sources),
+    )
+
+
+def open_labels(given: Given) -> Any:
+    """The label sheet."""
+    from client.ingest.labels import LabelSheet
+    from client.ingest.readers import Readers
+
+    assert given.labels is not None
+    readers = None
+    if given.readers is not None:
+        names = tuple(name.strip() for name in given.readers.split(",") if name.strip())
+        readers = Readers(columns=names, consensus=given.consensus, disagreement=given.disagreement)  # type: ignore[arg-type]
+    return LabelSheet.load(given.labels, label_columns=given.label_columns, readers=readers, worksheet=given.worksheet)
+
+
+def mask_finder(folder: Path | None, sources: Sequence[Path]) -> Callable[[str, str], Found | None]:
+    """Where an image's mask is: in ``folder`` under the image's own name, else where the label sheet says.
+
+    A sheet's names are relative to a source folder. Suffixes need not agree: a PNG may have an NPZ mask.
+    """
+    by_stem: dict[str, Path] = {}
+    if folder is not None:
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder of masks; check --masks")
+        by_stem = {
+            _stem(path.relative_to(folder).as_posix()): path for path in sorted(folder.rglob("*")) if path.is_file()
+        }
+    roots = [source for source in sources if source.is_dir()]
+
+    def find(name: str, said: str) -> Found | None:
+        path = by_stem.get(_stem(name)) or by_stem.get(_stem(name.rpartition("/")[2]))
+        if path is None and said:
+            path = next((root / said for root in roots if (root / said).is_file()), None)
+        return None if path is None else Found(path.name, path.read_bytes)
+
+    return find
+
+
+def _stem(name: str) -> str:
+    base = name.removesuffix(".gz")
+    head, dot, _ = base.rpartition(".")
+    return head if dot and "/" not in base[len(head) :] else base
+
+
+def write_rejected(home: Home, rejected: Iterable[tuple[str, Reason]]) -> None:
+    """``reports/rejected.csv``: of the last import."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["reference", "stage", "code", "reason", "remedy"])
+    for reference, reason in rejected:
+        table.writerow([reference, reason.stage, reason.code, reason.reason, reason.remedy])
+    home.reports.mkdir(mode=0o700, exist_ok=True)
+    write_atomically(home.reports / REJECTED, text.getvalue().encode(), mode=0o600)
+
+
+class Progress:
+    """One line on the terminal, renewed; every ten seconds a line where there is none."""
+
+    def __init__(self, total: int | None, *, quiet: bool) -> None:
+        self._total, self._quiet = total, quiet
+        self._start = self._last = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+
+    def tell(self, summary: Summary) -> None:
+        now = time.monotonic()
+        if self._quiet or now - self._last < (_PROGRESS_S if self._terminal else 10 * _PROGRESS_S):
+            return
+        self._last = now
+        seconds = max(now - self._start, 1e-9)
+        of = f" of {self._total}" if self._total is not None else ""
+        line = (
+            f"{summary.files}{of} files, {summary.images} images, {summary.refused} refused, "
+            f"{summary.files / seconds:.0f} files/s, {summary.read_bytes / seconds / 2**20:.0f} MiB/s"
+        )
+        print(
+            f"\r\x1b[K{line}" if self._terminal else line,
+            end="" if self._terminal else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def end(self) -> None:
+        if self._terminal and not self._quiet:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _print_summary(home: Home, summary: Summary, sheets: Sheets, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({**summary.facts(), "seconds": round(summary.seconds, 3)}))
+        return
+    rate = summary.files / summary.seconds if summary.seconds else 0.0
+    print(f"{summary.images} images added from {summary.files} files in {summary.seconds:.1f} s ({rate:.0f} files/s)")
+    for count, words in (
+        (summary.known, "files were in the vault already"),
+        (summary.duplicates, "duplicates left out"),
+        (summary.withheld, "images left out: consent withheld, or erased"),
+        (summary.unlabelled, "images without labels; `fedward site label` can add them"),
+        (summary.anonymous, "images of unknown patients: each file counts as a patient"),
+        (summary.masks, "masks"),
+        (summary.refused, f"refused: {home.reports / REJECTED}"),
+    ):
+        if count:
+            print(f"{count:>7} {words}")
+    for code, count in sorted(summary.warnings.items()):
+        print(f"{count:>7} warnings: {code}")
+    # Of a second import nothing is asked again, so the sheet cannot tell which of its rows are idle.
+    for note in sheets.labels.notes() if sheets.labels and not summary.known else ():
+        print(note)
+    print(f"report: {home.reports / READINESS}")
+
+
+def label(site: Path, given: Given) -> None:
+    from client import upkeep
+
+    sheet = open_labels(given)
+    changed, met = upkeep.label(opened(site), sheet)
+    print(f"{changed} images changed, {met} named by the sheet")
+
+
+def info(site: Path, *, as_json: bool) -> None:
+    from client import upkeep
+
+    found = upkeep.info(opened(site))
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    print(
+        f"site {found['site']}{' (synthetic images)' if found['synthetic'] else ''}, vault {found['vault'][:8]}…, "
+        f"generation {found['generation']}, key {found['key']}:"
+    )
+    print(
+        f"{found['images']} images of {found['patients']} patients, {found['unlabelled']} without labels, "
+        f"{found['masks']} masks, {found['boxes']} lesion boxes, {found['erased_patients']} patients erased"
+    )
+    stored = found["stored"]
+    if stored["of"]:
+        print(
+            f"{stored['bytes'] / 2**20:.1f} MiB of pixels stored, "
+            f"{stored['of'] / max(1, stored['bytes']):.2f} times as much raw"
+        )
+    for title, groups in (("", found["classes"]), ("", found["attributes"]), ("", {"split": found["splits"]})):
+        for name, counts in groups.items():
+            listed = ", ".join(f"{value} {count}" for value, count in list(counts.items())[:8])
+            print(f"{title}{name}: {listed}{' …' if len(counts) > 8 else ''}")
+
+
+def verify(site: Path, *, accept: bool) -> None:
+    from client import upkeep
+
+    home = opened(site)
+    if accept:
+        upkeep.accept(home)
+    found = upkeep.verify(home)
+    print(
+        f"{found.images} images, generation {found.generation}, {found.entries} audit entries: all as they were written"
+    )
+    if not found.whole_file:
+        print(
+            "the file as a whole was not compared: a command was killed before it could seal it; import again to do so"
+        )
+
+
+def erase(site: Path, patient: str, *, yes: bool) -> None:
+    from client import upkeep
+
+    number = sys.stdin.readline().strip() if patient == "-" else patient
+    home = opened(site)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise DataError("erasing cannot be undone; add --yes where nobody is there to ask")
+        if input("erase this patient's images for good? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise Interrupted("nothing was erased")
+    erased, studies = upkeep.erase(home, number)
+    print(f"{erased} images erased; the patient stays out of every later import")
+    for study in studies:
+        print(f"the patient's images were used by study {study['name']} ({study['study'][:12]}…): tell its coordinator")
+    if erased:
+        print(
+            "older backups still hold them; left-over disk blocks become unreadable with "
+            "`fedward site rotate-key --reencrypt`"
+        )
+
+
+def rotate_key(site: Path, key: str | None, *, reencrypt: bool) -> None:
+    from client import upkeep
+
+    home = opened(site)
+    target = key or home.config.key
+    asked = ask_new_passphrase if target.startswith("passphrase:") else None
+    before = home.config.key
+    done = upkeep.rotate_key(home, key, reencrypt=reencrypt, passphrase=asked)
+    print(f"the vault is locked by {done.config.key}" + ("; every image was encrypted anew" if reencrypt else ""))
+    if before.startswith("file:") and before != done.config.key:
+        print(f"{before.removeprefix('file:')} opens older backups only: move it to where they are kept, or destroy it")
+
+
+def backup(site: Path, target: Path) -> None:
+    from client.backup import backup as write
+
+    size = write(opened(site), target)
+    print(f"{target}: {size / 2**20:.1f} MiB; the key is not in it, keep that elsewhere")
+
+
+def restore(source: Path, directory: Path, *, key: str | None) -> None:
+    from client.backup import restore as read
+
+    memory.protect()
+    home = read(source, directory, key=key, passphrase=ask_passphrase)
+    print(f"site {home.config.alias} restored to {directory}")
+
+
+def doctor(site: Path, *, as_json: bool) -> None:
+    from client.doctor import examine
+
+    memory.protect()
+    findings = examine(site, passphrase=ask_passphrase)
+    if as_json:
+        print(json.dumps([vars(finding) for finding in findings]))
+    else:
+        for finding in findings:
+            print(
+                f"{finding.level:<5} {finding.about:<10} {finding.text}"
+                + (f"; {finding.remedy}" if finding.remedy else "")
+            )
+    failed = sum(finding.level == "fail" for finding in findings)
+    if failed:
+        raise DataError(f"{failed} findings must be mended before the site can work")
+
+
+def locate(site: Path, reference: str, sources: Sequence[Path]) -> None:
+    home = opened(site)
+    with home.vault(read_only=True) as vault:
+        from client.ingest.pseudonyms import Pseudonyms
+
+        pseudonyms = Pseudonyms(vault.secret)
+    for found in discover(sources, home.config.rules):
+        if pseudonyms.reference(found.name) == reference:
+            print(found.name)
+            return
+    raise DataError("no file of these sources has that reference; name the sources as they were imported")
+
+
+def pull(site: Path, pacs: str, wanted: Wanted, login: Login, given: Given, *, workers: int, as_json: bool) -> None:
+    from client.ingest.pacs import Pacs, Query
+
+    query = Query.parse(wanted.modality, wanted.since, wanted.until)
+    home = opened(site)
+    progress = Progress(None, quiet=as_json)
+    with (
+        Pacs.connect(pacs, read_login(login), home.config.rules) as server,
+        importing(home, given, [], progress, workers=workers, as_json=as_json) as importer,
+    ):
+        importer.run(server.find(query, importer.has))
+
+
+def read_login(login: Login) -> Any:
+    """User and password, a token, or nothing; secrets come from files or the terminal, never from the command line."""
+    from client.ingest.pacs import Login as PacsLogin
+
+    if login.user and login.token_file:
+        raise DataError("give --user or --token-file, not both")
+    password = ""
+    if login.user:
+        password = _secret(login.password_file) if login.password_file else _ask(f"password of {login.user}: ")
+    token = _secret(login.token_file) if login.token_file else ""
+    return PacsLogin(user=login.user or "", password=password, token=token, ca=login.ca)
+
+
+def _secret(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError):
+        raise DataError(f"{path} cannot be read; name a file that holds one line of text") from None
+
+
+def receive(
+    site: Path, given: Given, *, host: str, port: int, title: str, callers: list[str], for_s: float | None
+) -> None:
+    from client.ingest.receive import Receiver
+
+    home = opened(site)
+    progress = Progress(None, quiet=False)
+    with (
+        importing(home, given, [], progress, workers=1, as_json=False) as importer,
+        Receiver(host, port, title=title, callers=callers, rules=home.config.rules) as receiver,
+    ):
+        print(f"listening on {host}:{receiver.port} as {title}; Ctrl-C ends", file=sys.stderr, flush=True)
+        for batch in receiver.batches(for_s):
+            known = len(importer.summary.rejected)
+            importer.run([Found(one.name, one.read) for one in batch])
+            refused = dict(importer.summary.rejected[known:])
+            for one in batch:
+                one.done(refused.get(importer.reference(one.name)))

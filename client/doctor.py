@@ -1,0 +1,164 @@
+"""Look a site over: what is wrong, what soon will be, and what to do about it. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from client.home import Clock, Home, Passphrase, now
+from client.vault import database
+from client.vault.keys import probe
+from common.errors import FedwardError
+
+Level = Literal["ok", "warn", "fail"]
+_LEAST_DISK = 2 * 2**30
+_LEAST_MEMORY = 4 * 2**30
+_SLOW_KEY_S = 5.0
+_PACKAGES = ("fedward", "flwr", "torch", "torchvision", "cryptography", "pydicom")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: Level
+    about: str
+    text: str
+    remedy: str = ""
+
+
+def examine(directory: Path, *, passphrase: Passphrase | None = None, clock: Clock = now) -> list[Finding]:
+    """Every finding about the site in ``directory``; one failed look does not stop the others."""
+    try:
+        home = Home.open(directory, passphrase=passphrase, clock=clock)
+    except FedwardError as error:
+        return [Finding("fail", "site", *_parts(error)), *_machine(directory)]
+    looks: tuple[Callable[[Home], Iterator[Finding]], ...] = (_files, _key, _vault, _audit)
+    found = [Finding("ok", "site", f"{home.config.alias} in {directory}")]
+    for look in looks:
+        try:
+            found += look(home)
+        except FedwardError as error:
+            found.append(Finding("fail", look.__name__.lstrip("_"), *_parts(error)))
+    return found + list(_machine(directory))
+
+
+def _parts(error: FedwardError) -> tuple[str, str]:
+    """What is wrong, and the remedy that follows the semicolon or colon."""
+    text = str(error)
+    for mark in ("; ", ": "):
+        head, found, remedy = text.rpartition(mark)
+        if found:
+            return head, remedy
+    return text, ""
+
+
+def _files(home: Home) -> Iterator[Finding]:
+    loose = [
+        path
+        for path in (home.directory, *home.directory.rglob("*"))
+        if not path.is_symlink() and path.stat().st_mode & 0o077
+    ]
+    if loose:
+        names = ", ".join(path.relative_to(home.directory).as_posix() or "." for path in loose[:5])
+        yield Finding("warn", "files", f"others on this machine may read: {names}", f"chmod -R go= {home.directory}")
+    else:
+        yield Finding("ok", "files", "only their owner may read them")
+    if not os.access(home.directory, os.W_OK):
+        yield Finding("fail", "files", "the directory cannot be written", "check who owns it and how it is mounted")
+    if home.config.previous_key is not None:
+        yield Finding("warn", "key", "a change of keys was interrupted", "run `fedward site rotate-key` again")
+
+
+def _key(home: Home) -> Iterator[Finding]:
+    start = time.monotonic()
+    probe(home.keys)
+    seconds = time.monotonic() - start
+    scheme = home.config.key.partition(":")[0]
+    if seconds > _SLOW_KEY_S:
+        yield Finding("warn", "key", f"{scheme}: answers after {seconds:.0f} s", "look at the network and the service")
+    else:
+        yield Finding("ok", "key", f"{scheme}: wraps and unwraps")
+    if scheme == "file":
+        path = home.directory / home.config.key.partition(":")[2]
+        if path.stat().st_dev == home.vault_path.stat().st_dev:
+            yield Finding(
+                "warn",
+                "key",
+                "the key lies on the same disk as the vault: who takes the disk has both",
+                "use a key service, or a file on a device of its own (docs/keys.md)",
+            )
+
+
+def _vault(home: Home) -> Iterator[Finding]:
+    with home.vault(read_only=True) as vault:
+        seen = home.witness.seen(vault)
+        text = f"{len(vault)} images, generation {vault.generation}, the latest that this site has seen"
+        yield (
+            Finding("ok", "vault", text)
+            if len(vault)
+            else Finding("warn", "vault", "it is empty", "fill it with `fedward site import`")
+        )
+        if seen.sealed != vault.generation:
+            yield Finding(
+                "warn", "vault", "a command was killed before it sealed the file", "run the same import once more"
+            )
+    if database.interrupted(home.vault_path):
+        yield Finding("warn", "vault", "a killed command left a journal", "nothing: the next command puts it right")
+
+
+def _audit(home: Home) -> Iterator[Finding]:
+    count, last = 0, ""
+    for entry in home.audit.entries():
+        count, last = entry.number, entry.at
+    yield Finding("ok", "audit", f"{count} entries, an unbroken chain")
+    if last and datetime.fromisoformat(last) > home.clock() + timedelta(minutes=1):
+        yield Finding(
+            "fail", "clock", f"this machine's clock is behind the audit log's last entry, {last}", "set it (NTP)"
+        )
+
+
+def _machine(directory: Path) -> Iterator[Finding]:
+    import psutil
+
+    place = directory if directory.exists() else Path()
+    free = shutil.disk_usage(place).free
+    vault = directory / "vault.sqlite"
+    needed = max(_LEAST_DISK, vault.stat().st_size if vault.exists() else 0)
+    yield (
+        Finding("ok", "disk", f"{free / 2**30:.1f} GiB free")
+        if free >= needed
+        else Finding(
+            "warn",
+            "disk",
+            f"{free / 2**30:.1f} GiB free; re-encrypting and backups need {needed / 2**30:.1f} GiB",
+            "free some, or move the site to a larger disk",
+        )
+    )
+    memory = psutil.virtual_memory().available
+    yield (
+        Finding("ok", "memory", f"{memory / 2**30:.1f} GiB available")
+        if memory >= _LEAST_MEMORY
+        else Finding("warn", "memory", f"{memory / 2**30:.1f} GiB available", "end other programs, or add memory")
+    )
+    yield _gpu()
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES)
+    yield Finding("ok", "versions", f"Python {sys.version.split()[0]}, {versions}")
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        return Finding("ok", "gpu", torch.cuda.get_device_name(0))
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        return Finding("warn", "gpu", "there is one, but torch cannot use it", "match the driver and the torch build")
+    return Finding("ok", "gpu", "none: training runs on the CPU")

@@ -1,0 +1,201 @@
+"""A hospital's site directory, for those who run it: make it, lock it, open its vault and remember what was seen.
+
+::
+
+    site.yaml       what the site is made of            policy.yaml    what it allows
+    vault.sqlite    the encrypted images                audit.jsonl    what was done, hash-chained
+    keys/           key files, where a file: key is used
+    state/          the site's memory of its vault      reports/       what imports left: readiness, refusals
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from client.config import SiteConfig
+from client.vault import database
+from client.vault.keys import KeyProvider, prepare, provider
+from client.vault.store import Vault
+from client.vault.witness import Seen, Witness
+from common.audit import AuditLog
+from common.errors import KeyUnavailable, VaultError
+from common.files import write_atomically
+
+DEFAULT_KEY = "file:keys/vault.key"
+WITNESS = "vault.json"
+REPORTS = "reports"
+_LOCK = ".lock"
+
+Passphrase = Callable[[], str]
+Clock = Callable[[], datetime]
+
+POLICY = """\
+# What this site allows a study to do. A study that asks for more is refused, and its coordinator is told which
+# line refused it. Read by the site's agent; importing and keeping images does not depend on it.
+models: [cnn, resnet18, resnet50, densenet121]
+strategies: [fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedprox, median, trimmed_mean, krum, bulyan]
+largest_image: 512            # pixels a side
+most_rounds: 200
+most_epochs_a_round: 5
+smallest_cell: 10             # patients behind any count that leaves
+privacy: null                 # e.g. {unit: patient, epsilon: 8.0, delta: 1.0e-5}: studies without it are refused
+opening_hours: null           # e.g. "19:00-07:00": training at night only
+approve_automatically: []     # e.g. [{coordinator: FINGERPRINT, classes: [normal, pneumonia]}]
+"""
+
+
+def now() -> datetime:
+    """The present, with its time zone."""
+    return datetime.now(UTC).astimezone()
+
+
+@dataclass(frozen=True)
+class Home:
+    """A site directory. Raises :class:`VaultError` and :class:`KeyUnavailable` with the remedy."""
+
+    directory: Path
+    config: SiteConfig
+    passphrase: Passphrase | None = None
+    clock: Clock = now
+
+    @classmethod
+    def open(cls, directory: Path, *, passphrase: Passphrase | None = None, clock: Clock = now) -> Home:
+        """The site in ``directory``; nothing is decrypted yet."""
+        config = SiteConfig.load(directory)
+        if config.state is None or config.audit is None:
+            raise VaultError(
+                f"{directory} is a simulated site, without memory and log; make a real one with `fedward site init`"
+            )
+        return cls(directory, config, passphrase, clock)
+
+    @classmethod
+    def init(
+        cls,
+        directory: Path,
+        *,
+        alias: str,
+        key: str = DEFAULT_KEY,
+        synthetic: bool = False,
+        compression: str = "none",
+        passphrase: Passphrase | None = None,
+        clock: Clock = now,
+    ) -> Home:
+        """Make a site in ``directory``, which must not exist or be empty: complete, or not at all.
+
+        ``key`` is a key provider's URI; the key of a ``file:`` is made, any other must be there.
+        """
+        try:
+            if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+                raise VaultError(f"{directory} exists and is not empty; choose another name, or `fedward site info`")
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            made = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.new-"))
+        except OSError as error:
+            raise VaultError(
+                f"cannot make a site in {directory}: {error.strerror}; check the path and its permissions"
+            ) from None
+        try:
+            config = SiteConfig.model_validate(
+                {"alias": alias, "key": key, "state": "state", "audit": "audit.jsonl", "compression": compression}
+            )
+            config.save(made)
+            write_atomically(made / "policy.yaml", POLICY.encode(), mode=0o600)
+            home = cls(made, config, passphrase, clock)
+            keys = prepare(key, base=made, passphrase=passphrase)
+            with Vault.create(made / config.vault, keys, synthetic=synthetic, source=f"site {alias}") as vault:
+                home.witness.start(vault)
+                home.record("site-made", {"alias": alias, "vault": vault.id, "key": vault.scheme})
+                home.seal(vault)
+            os.replace(made, directory)  # noqa: PTH105
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+        database.sync_directory(directory.parent)
+        return cls.open(directory, passphrase=passphrase, clock=clock)
+
+    @property
+    def vault_path(self) -> Path:
+        return self.directory / self.config.vault
+
+    @property
+    def state(self) -> Path:
+        return self.directory / str(self.config.state)
+
+    @property
+    def reports(self) -> Path:
+        return self.directory / REPORTS
+
+    @property
+    def audit(self) -> AuditLog:
+        return AuditLog(self.directory / str(self.config.audit))
+
+    @property
+    def witness(self) -> Witness:
+        return Witness(self.state / WITNESS)
+
+    @property
+    def keys(self) -> KeyProvider:
+        """Who holds the vault's key."""
+        return provider(self.config.key, base=self.directory, passphrase=self.passphrase)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """One changing command at a time. Raises :class:`VaultError` where another is at work."""
+        try:
+            file = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise VaultError(
+                f"cannot write in {self.directory}: {error.strerror}; check who owns it and its permissions"
+            ) from None
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise VaultError(f"another command is changing {self.directory}; let that finish first") from None
+            yield
+        finally:
+            os.close(file)
+
+    @contextmanager
+    def vault(self, *, read_only: bool = False) -> Iterator[Vault]:
+        """The site's vault, open, checked against what the site remembers of it.
+
+        ``read_only`` writes nothing, unless a killed command left the file half-written: that is put right first.
+        """
+        vault, _ = self.unchecked(read_only=read_only and not database.interrupted(self.vault_path))
+        with vault:
+            self.witness.check(vault)
+            yield vault
+
+    def unchecked(self, *, read_only: bool) -> tuple[Vault, str]:
+        """The vault, not compared with the site's memory, and the URI of the key that opens it.
+
+        That is the previous key where a killed ``rotate-key`` had not come to the new one.
+        """
+        found = [self.config.key, *([self.config.previous_key] if self.config.previous_key else [])]
+        for number, uri in enumerate(found, start=1):
+            try:
+                keys = provider(uri, base=self.directory, passphrase=self.passphrase)
+                return Vault.open(self.vault_path, keys, read_only=read_only), uri
+            except KeyUnavailable:
+                if number == len(found):
+                    raise
+        raise AssertionError
+
+    def record(self, event: str, facts: Mapping[str, Any]) -> None:
+        """Write to the audit log."""
+        self.audit.append(event, facts, self.clock())
+
+    def seal(self, vault: Vault) -> Seen:
+        """Remember the vault's file and the audit log's end as they are now; at the end of a changing command."""
+        entries, head = self.audit.end()
+        self.witness.seal(vault, entries=entries, head=head)
+        return self.witness.seen(vault)

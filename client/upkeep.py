@@ -1,0 +1,225 @@
+"""What a site operator does to a vault besides filling it: look, check, erase, label, change keys."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from client.home import Home, Passphrase
+from client.ingest.labels import LabelSheet
+from client.ingest.pseudonyms import Pseudonyms
+from client.ingest.relabel import finder
+from client.vault.keys import prepare, provider
+from client.vault.store import Vault
+from common.errors import DataError, VaultError
+
+
+def info(home: Home) -> dict[str, Any]:
+    """What the vault holds, in counts: what ``site info --json`` prints. For the hospital's own eyes."""
+    with home.vault(read_only=True) as vault:
+        seen = home.witness.seen(vault)
+        classes: dict[str, Counter[str]] = {}
+        attributes: dict[str, Counter[str]] = {}
+        splits: Counter[str] = Counter()
+        codecs: Counter[str] = Counter()
+        patients: set[str] = set()
+        unlabelled = masks = boxes = anonymous = 0
+        for row in vault.each():
+            patients.add(row.patient)
+            splits[row.split or "none"] += 1
+            codecs[row.codec] += 1
+            unlabelled += not any(row.labels.values())
+            masks += row.has_mask
+            boxes += len(row.boxes)
+            anonymous += "anonymous" in row.keys
+            for column, values in row.labels.items():
+                classes.setdefault(column, Counter()).update(values)
+            for name, value in row.attributes.items():
+                attributes.setdefault(name, Counter())[value] += 1
+        plain, stored = vault.stored_bytes()
+        return {
+            "site": home.config.alias,
+            "vault": vault.id,
+            "generation": vault.generation,
+            "sealed": seen.sealed,
+            "images": len(vault),
+            "patients": len(patients),
+            "anonymous": anonymous,
+            "unlabelled": unlabelled,
+            "masks": masks,
+            "boxes": boxes,
+            "erased_patients": len(vault.tombstones),
+            "classes": {column: _ordered(counts) for column, counts in sorted(classes.items())},
+            "attributes": {name: _ordered(counts) for name, counts in sorted(attributes.items())},
+            "splits": _ordered(splits),
+            "stored": {"bytes": stored, "of": plain, "codecs": _ordered(codecs)},
+            "synthetic": vault.synthetic,
+            "key": vault.scheme,
+        }
+
+
+def _ordered(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a verification found to be right."""
+
+    images: int
+    generation: int
+    whole_file: bool
+    """Whether every byte of the file was compared; not after a killed import, until the next command seals it."""
+    entries: int
+    """Of the audit log."""
+
+
+def verify(home: Home) -> Verified:
+    """Check all there is to check, and write nothing.
+
+    The vault against the site's memory, its file against its MAC, every image's tag and digest, the audit log's chain
+    and its end. Raises :class:`VaultError` or :class:`AuditError` naming the first finding.
+    """
+    with home.vault(read_only=True) as vault:
+        whole = home.witness.check_file(vault)
+        vault.verify()
+        seen = home.witness.seen(vault)
+        entries = home.audit.verify(seen.entries, seen.head)
+        return Verified(len(vault), vault.generation, whole, entries)
+
+
+def accept(home: Home) -> None:
+    """Take the vault as it is for the latest: after its memory was lost, on the operator's word; recorded as such."""
+    with home.exclusive(), home.unchecked(read_only=False)[0] as vault:
+        vault.verify()
+        home.witness.start(vault)
+        home.record("vault-accepted", {"vault": vault.id, "generation": vault.generation})
+        home.seal(vault)
+
+
+def erase(home: Home, number: str) -> tuple[int, Sequence[Mapping[str, Any]]]:
+    """Remove a patient, by the hospital's number, for good; how many images that were, and which studies used them.
+
+    A keyed tombstone keeps every later import from bringing the patient back, also where there was none to remove.
+    """
+    if not number.strip():
+        raise DataError("name the patient's number as the hospital writes it")
+    with home.exclusive(), home.vault() as vault:
+        vault.migrate()
+        patient = Pseudonyms(vault.secret).patient(number)
+        first = min((row.generation for row in vault.each() if row.patient == patient), default=None)
+        studies = [] if first is None else studies_since(home, first)
+        erased = vault.erase([patient])
+        home.witness.note(vault)
+        forget_views(home)
+        names = [study["study"] for study in studies]
+        home.record("patient-erased", {"patient": patient, "images": erased, "studies": names})
+        home.seal(vault)
+    return erased, studies
+
+
+def studies_since(home: Home, generation: int) -> list[Mapping[str, Any]]:
+    """Studies that read the vault at ``generation`` or later, as the audit log has them."""
+    used = (entry.facts for entry in home.audit.entries() if entry.event == "study-used")
+    return [facts for facts in used if facts["generation"] >= generation]
+
+
+def label(home: Home, sheet: LabelSheet) -> tuple[int, int]:
+    """Give images in the vault the labels and the split that a sheet says; how many changed, and how many it met.
+
+    Images that the sheet does not name keep what they have. A patient keeps one split: a sheet that gives only some
+    of a patient's images another is refused.
+    """
+    with home.exclusive(), home.vault() as vault:
+        vault.migrate()
+        find = finder(sheet, Pseudonyms(vault.secret))
+        splits: dict[str, set[str]] = {}
+        changed, met = [], 0
+        for row in vault.each():
+            said = find(row.keys, row.patient)
+            after = row
+            if said is not None:
+                met += 1
+                after = replace(
+                    row,
+                    labels={**row.labels, **said.labels},
+                    split=said.split or row.split,
+                    attributes={**said.attributes, **row.attributes},
+                )
+            splits.setdefault(row.patient, set()).add(after.split)
+            if after != row:
+                changed.append(after)
+        torn = sum(len(found) > 1 for found in splits.values())
+        if torn:
+            raise DataError(
+                f"the sheet puts images of {torn} patients into two splits; give all of a patient's the same"
+            )
+        with vault.changing() as change:
+            for row in changed:
+                change.replace(row)
+        home.witness.note(vault)
+        home.record("labelled", {"met": met, "changed": len(changed)})
+        home.seal(vault)
+    return len(changed), met
+
+
+def rotate_key(
+    home: Home, key: str | None = None, *, reencrypt: bool = False, passphrase: Passphrase | None = None
+) -> Home:
+    """Lock the vault with another key, the one at ``key`` or a new key file, and tell the site; the site as it is then.
+
+    ``reencrypt`` also makes a new data key and writes every image anew: who has an old copy of the file and the old key
+    reads nothing that comes after. ``passphrase`` asks for the new one. Killed at any moment, the vault opens under
+    the old key or the new one, and the same command finishes.
+    """
+    with home.exclusive():
+        vault, old = home.unchecked(read_only=False)
+        with vault:
+            home.witness.check(vault)
+        interrupted = home.config.previous_key is not None and old != home.config.key
+        uri = key or (home.config.key if interrupted else _next_key(home))
+        keys = prepare(uri, base=home.directory, passphrase=passphrase or home.passphrase)
+        turning = replace(home, config=home.config.model_copy(update={"key": uri, "previous_key": old}))
+        turning.config.save(home.directory)
+        with home.vault() as vault:
+            if reencrypt:
+                vault.reencrypt(keys)
+            else:
+                vault.rewrap(provider(old, base=home.directory, passphrase=home.passphrase), keys)
+        done = replace(turning, config=turning.config.model_copy(update={"previous_key": None}))
+        if passphrase is not None:
+            done = replace(done, passphrase=passphrase)
+        with done.vault() as vault:
+            done.witness.note(vault)
+            done.config.save(home.directory)
+            facts = {"from": old.partition(":")[0], "to": vault.scheme, "reencrypted": reencrypt}
+            done.record("key-rotated", facts)
+            done.seal(vault)
+    return done
+
+
+def _next_key(home: Home) -> str:
+    """The next name for a key file beside the present one."""
+    scheme, _, path = home.config.key.partition(":")
+    if scheme != "file":
+        return home.config.key  # a service or a passphrase: wrapped anew under the same name
+    stem, dot, suffix = path.rpartition(".")
+    name = (stem if dot else suffix).rstrip("0123456789").rstrip("-")
+    number = 2
+    while (home.directory / f"{name}-{number}{dot}{suffix if dot else ''}").exists():
+        number += 1
+    return f"file:{name}-{number}{dot}{suffix if dot else ''}"
+
+
+def forget_views(home: Home) -> None:
+    """Remove prepared views from the disk: an erased patient's pixels must not linger."""
+    for view in (home.state / "views").glob("*"):
+        view.unlink(missing_ok=True)
+
+
+def check_empty(vault: Vault) -> None:
+    """Raise :class:`VaultError` where there is nothing to train on."""
+    if len(vault) == 0:
+        raise VaultError(f"vault {vault.path} is empty; fill it with `fedward site import`")
