@@ -178,9 +178,16 @@ def open_labels(given: Given) -> Any:
 
     assert given.labels is not None
     readers = None
-    if given.readers is not None:
-        names = tuple(name.strip() for name in given.readers.split(",") if name.strip())
-        readers = Readers(columns=names, consensus=given.consensus, disagreement=given.disagreement)  # type: ignore[arg-type]
+    if given.readers is not None or given.consensus is not None or given.disagreement != "refuse":
+        if given.disagreement not in ("refuse", "exclude"):
+            raise DataError(f"--disagreement takes refuse or exclude, not {given.disagreement!r}")
+        default = Readers()
+        names = tuple(name.strip() for name in (given.readers or "").split(",") if name.strip())
+        readers = Readers(
+            columns=names or default.columns,
+            consensus=given.consensus or default.consensus,
+            disagreement="exclude" if given.disagreement == "exclude" else "refuse",
+        )
     return LabelSheet.load(given.labels, label_columns=given.label_columns, readers=readers, worksheet=given.worksheet)
 
 
@@ -458,7 +465,7 @@ def receive(
         print(f"listening on {host}:{receiver.port} as {title}; Ctrl-C ends", file=sys.stderr, flush=True)
         for batch in receiver.batches(for_s):
             known = len(importer.summary.rejected)
-            importer.run([Found(one.name, one.read) for one in batch])
+            importer.run([Found(one.name, one.read, named=False) for one in batch])
             refused = dict(importer.summary.rejected[known:])
             for one in batch:
                 one.done(refused.get(importer.reference(one.name)))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from client.ingest.kinds import Identity, Picture, Reason, Refused
 from client.ingest.labels import LONGEST_VALUE, SPELLINGS, FileNames, Unused, normal, normal_id
+from client.vault.records import Box
 from common.errors import DataError
 from common.sheet import Sheet
 
@@ -46,17 +47,6 @@ _OUTSIDE = Reason(
     "a lesion box reaches out of the image",
     "correct the box; it is in pixels of the source image, from its upper left corner",
 )
-
-
-@dataclass(frozen=True)
-class Box:
-    """One rectangle, in pixels; see this module for the convention."""
-
-    label: str
-    x: float
-    y: float
-    width: float
-    height: float
 
 
 @dataclass(eq=False)

@@ -1,8 +1,8 @@
 """Which technical facts of a DICOM object may leave the child process: an allow-list, value by value.
 
 Everything not read here (and everything that is read but has no allowed value) is gone. Words come from the lists in
-``dicom_terms``; numbers are parsed and written anew; ages become bands of ten years. The one free text is a device's
-model name, taken only beside a known vendor and only if no word of it occurs in anything else that the object says.
+``dicom_terms``; numbers are parsed and written anew; ages become bands of ten years. What comes nearest to free text
+is a device's model: its words must be known ones or short codes, and none may occur in anything else the object says.
 
 ``docs/deidentification.md`` has the table against DICOM PS3.15 Annex E.
 """
@@ -30,7 +30,7 @@ _AGE = re.compile(r"(\d{1,3})([DWMY])")
 _DATE = re.compile(r"(\d{4})[.\-]?(\d{2})[.\-]?(\d{2})")
 _KERNEL = re.compile(r"[A-Z][a-z]{0,2}\d{1,3}[a-z]{0,2}|FC\d{2}|[A-FLUY][ABC]?")
 _WORD = re.compile(r"[0-9a-z]{3,}")
-_LONG_NUMBER = re.compile(r"\d{5,}|\d+\.\d+\.\d+|\d{2,4}[-/.]\d{1,2}[-/.]\d{2,4}")
+_MODEL_CODE = re.compile(r"[A-Za-z]{1,2}\+?|\d{1,3}|(?=.{1,7}$)[A-Za-z]{0,3}[-.]?\d{1,3}(\.\d)?[A-Za-z]{0,2}\+?")
 _NO_CONTRAST = ("", "NO", "NONE", "N", "WITHOUT")
 _MOST_MODEL = 32  # characters
 
@@ -108,9 +108,9 @@ def _study_date(tags: Tags) -> str:
 def device_name(dataset: Dataset) -> str:
     """Vendor, in our own spelling, and model; only the vendor where the model cannot be kept.
 
-    A model is dropped where it is long, not plain ASCII, looks like a serial number or date, or shares a word of three
-    or more letters with any text elsewhere in the object (names, identifiers, institutions, comments, private tags,
-    file meta information, at any depth).
+    A model is dropped where any of its words is neither a known product word nor a short code such as ``1.5T``, and
+    where it shares a word of three or more letters with any text elsewhere in the object (names, identifiers,
+    institutions, comments, private tags, file meta information, at any depth).
     """
     tags = Tags(dataset)
     written = " ".join(tags.text("Manufacturer").casefold().replace("-", " ").split())
@@ -118,11 +118,13 @@ def device_name(dataset: Dataset) -> str:
     vendor = vendor or ("GE" if written == "ge" else "")
     if not vendor:
         return ""
-    model = re.sub(r"[^A-Za-z0-9 ._+/-]", "", tags.text("ManufacturerModelName"))
-    model = " ".join(model.split())
-    if model != " ".join(tags.text("ManufacturerModelName").split()) or not model or len(model) > _MOST_MODEL:
-        return vendor
-    if len(model.split()) > 4 or _LONG_NUMBER.search(model) or _shares_a_word(model, dataset, vendor):
+    words = tags.text("ManufacturerModelName").replace("_", " ").split()
+    model = " ".join(words)
+    known = all(
+        word.casefold() in terms.MODEL_WORDS or _MODEL_CODE.fullmatch(word) or word.casefold() == vendor.casefold()
+        for word in words
+    )
+    if not model or len(model) > _MOST_MODEL or not known or _shares_a_word(model, dataset, vendor):
         return vendor
     return model if model.casefold().startswith(vendor.casefold()) else f"{vendor} {model}"
 

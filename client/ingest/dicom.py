@@ -81,6 +81,7 @@ def _pictures(
     # Here, because they load OpenCV, which ``identify`` does not need.
     from client.ingest import deidentify, pixels, text_in_pixels
 
+    pixels.check(dataset)
     wanted = {"all": range(count), "first": range(1), "middle": range(count // 2, count // 2 + 1)}[rules.frames]
     modality = plain(raw_value(dataset, "Modality")).upper()
     found, text, device = [], False, deidentify.device_name(dataset)

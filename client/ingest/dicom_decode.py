@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames, get_frame
@@ -30,6 +31,8 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from client.ingest import dicom_reasons as reasons
 from client.ingest.dicom_tags import raw_value, whole
 from client.ingest.kinds import Refused, Rules
+
+Image.preinit()  # Pillow would load its readers on first use, when a child can open no file any more
 
 _JPEG = ("pillow", (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit))
 _LOSSLESS = ("gdcm", (uid.JPEGLossless, uid.JPEGLosslessSV1))

@@ -89,6 +89,26 @@ VENDORS = {
 }
 """How a Manufacturer (0008,0070) begins, in small letters, and the name that is stored for it."""
 
+MODEL_WORDS = _words(
+    "achieva acuson aera aerodr affiniti affirm airis allura alphenix altaire ambition amira ampla aplio apollo "
+    "aquilion arcadis artis artiste as+ aspire avanto axiom azurion biograph bodytom bravo brightspeed brilliance "
+    "brivo centricity clarity clearvue clinix compressor confidence coronado definition definium desktop diamond "
+    "digitaldiagnost dimension dimensions directview discovery drive drx dual duet echelon eclipse edge elara eleva "
+    "elite elition emotion encore ensite epiq espree essenta essential evolution excel excite exelart expert fcr fdr "
+    "fire flash flow fluorospot force free fuji galan gemini genesis go.all go.now go.sim go.top go.up gyroscan "
+    "harmony hdxt hispeed horizon hybrid icono ict igs imager incisive infinia infinix ingenia ingenuity innova "
+    "insight inspira inspiration integris intera intuition invenia irs juniper kodak lightspeed logiq lorad lumina "
+    "luminos lumos magnetom mammomat max maxima medrad mobile mobilediagnost mobilett mosaic mr multix neuviz nova "
+    "novation novus oasis omni one open optima orian outlook panorama pcr performa perspective philips plus portable "
+    "power precision premium prestige prima prime prisma pristina prizm pro prospeed prosperity radspeed reader "
+    "regius resona resonance revelation revolution rotate scenaria scope select selenia senographe sens sensation "
+    "sensis sequoia signa skyra smart sola somatom sonata sonialvision sonos spectral spirit star supria symbia "
+    "symphony system tempo tim titan trio trium triumph uct ultra ultrasound umi umr unity upgrade vantage vario "
+    "ventri verio versana verse vida vision vista viva vivid vivix voluson voyager workstation xcelera xper ysio zee "
+    "zenition"
+)
+"""Words of the names under which scanners and detectors are sold, in small letters."""
+
 KERNEL_WORDS = _words(
     "STANDARD STND SOFT LUNG DETAIL BONE BONEPLUS EDGE CHEST ULTRA ASIR BODY BRAIN HEAD SHARP SMOOTH HRES "
     "SMOOTHER SHARPER NORMAL MEDIUM"

@@ -132,6 +132,8 @@ class _Origin:
     reference: str
     source: str
     read: Callable[[], bytes] = field(repr=False)
+    file: str = field(repr=False)
+    """``name`` where it is a file's, else empty."""
 
 
 class Importer:
@@ -212,7 +214,7 @@ class Importer:
     def _jobs(self, found: Iterable[Found]) -> Iterator[Job]:
         for file in found:
             self.summary.files += 1
-            origin = _Origin(file.name, self.reference(file.name), "", file.read)
+            origin = _Origin(file.name, self.reference(file.name), "", file.read, file.name if file.named else "")
             with self._listed(origin):
                 content = file.read()
                 self.summary.read_bytes += len(content)
@@ -220,7 +222,7 @@ class Importer:
                 origin = replace(origin, source=source)
                 if self._is_known(origin):
                     self.summary.known += 1
-                    self._expect_mask(origin, self._mask_said(file.name))
+                    self._expect_mask(origin, self._mask_said(origin.file))
                 else:
                     yield Job(key=origin, content=content)
 
@@ -256,7 +258,7 @@ class Importer:
             self._masks.append((origin, origin.read, "image"))
             return
         identity = decoded.identity
-        said = self._sheets.labels.lookup(origin.name, identity) if self._sheets.labels else None
+        said = self._sheets.labels.lookup(origin.file, identity) if self._sheets.labels else None
         number = identity.patient or (said.patient if said else "")
         if self._sheets.opt_out and self._sheets.opt_out.withheld(identity, number):
             raise Refused(WITHHELD)
@@ -331,7 +333,7 @@ class Importer:
     def _boxes(self, origin: _Origin, identity: Identity, picture: Picture) -> tuple[Box, ...]:
         if self._sheets.boxes is None:
             return ()
-        return fitted(self._sheets.boxes.lookup(origin.name, identity), picture)
+        return fitted(self._sheets.boxes.lookup(origin.file, identity), picture)
 
     def _split(self, patient: str, said: Labelled | None) -> str:
         """The split of a patient: the vault's, the sheet's, or drawn; never two of them."""
@@ -372,7 +374,7 @@ class Importer:
 
     def _expect_mask(self, origin: _Origin, mask: str) -> None:
         """Note the mask file of an image, to be put on it when all images are in."""
-        found = self._sheets.masks(origin.name, mask)
+        found = self._sheets.masks(origin.file, mask) if origin.file else None
         if found is not None:
             self._masks.append((origin, found.read, "mask"))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -154,7 +154,8 @@ class FileNames:
         if path in self._paths:
             return path
         other = self._by_base.get(_base(path), "")
-        return other if (other and f"/{path}".endswith(f"/{other}")) or f"/{other}".endswith(f"/{path}") else ""
+        shorter, longer = sorted((path, other), key=len)
+        return other if other and f"/{longer}".endswith(f"/{shorter}") else ""
 
 
 class LabelSheet:
@@ -238,6 +239,10 @@ class LabelSheet:
         if row.disputed:
             raise Refused(_DISPUTED)
         return row.labelled
+
+    def settled(self) -> Iterator[tuple[Mapping[str, str], Labelled]]:
+        """Every row that differs, but for those whose readers do: its :data:`KEYS`, normal, and what it says."""
+        return ((row.keys, row.labelled) for row in self._rows if not row.disputed)
 
     def unused(self) -> Unused:
         """Rows that have met no image so far."""

@@ -32,6 +32,8 @@ AIR = -1024
 
 _SQUARE = 0.01  # pixels whose sides differ by less are square
 _LONGEST_PIXEL = 8.0
+_GREYS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 _HOUNSFIELD_UNITS = ("", "HU", "HU_MOD", "US")  # Rescale Type; US: unspecified, as in localisers
 
 
@@ -44,12 +46,21 @@ class Spacing:
     known: bool
 
 
+def check(dataset: Dataset) -> None:
+    """Raises :class:`Refused` for depths and colours that :func:`picture` does not take, before anything is decoded."""
+    if dataset.BitsAllocated not in (8, 16):
+        raise Refused(reasons.UNSUPPORTED_DEPTH)
+    known = _COLOURS if dataset.SamplesPerPixel == 3 else _GREYS if dataset.SamplesPerPixel == 1 else ()
+    if luts.photometric(dataset) not in known:
+        raise Refused(reasons.UNSUPPORTED_COLOURS)
+
+
 def picture(stored: NDArray[Any], dataset: Dataset, tags: Tags, *, hounsfield: bool) -> NDArray[Any]:
     """One frame's stored values as ``(H, W)`` uint8, uint16 or int16, or ``(H, W, 3)`` uint8.
 
     Raises :class:`Refused` for depths, colours and lookup tables that it cannot follow.
     """
-    if stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2 or int(dataset.BitsAllocated) not in (8, 16):
+    if stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2:
         raise Refused(reasons.UNSUPPORTED_DEPTH)
     interpretation = luts.photometric(dataset)
     if stored.ndim == 3:
@@ -57,8 +68,6 @@ def picture(stored: NDArray[Any], dataset: Dataset, tags: Tags, *, hounsfield: b
     if interpretation == "PALETTE COLOR":
         table = luts.palette(dataset, stored.dtype)
         return _grey_if_grey(table[_patterns(stored)])
-    if interpretation not in ("MONOCHROME1", "MONOCHROME2"):
-        raise Refused(reasons.UNSUPPORTED_COLOURS)
     if tags.text("PixelPresentation") in ("COLOR", "MIXED"):  # some values are indices into a palette
         raise Refused(reasons.UNSUPPORTED_COLOURS)
     _check_range(stored, int(dataset.BitsStored))
@@ -171,8 +180,7 @@ def _check_range(stored: NDArray[Any], bits: int) -> None:
 
 def _colour(stored: NDArray[Any], interpretation: str, bits: int) -> NDArray[np.uint8]:
     """RGB of 8 bits, or grey. YBR_FULL and YBR_FULL_422 were made RGB on decoding, RCT and ICT by their decoder."""
-    known = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
-    if stored.shape[2] != 3 or interpretation not in known or stored.dtype.kind != "u":
+    if stored.shape[2] != 3 or stored.dtype.kind != "u":
         raise Refused(reasons.UNSUPPORTED_COLOURS)
     if bits > 8:
         if interpretation in ("YBR_FULL", "YBR_FULL_422"):  # pydicom converts 8 bits only

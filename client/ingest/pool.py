@@ -268,6 +268,9 @@ class _Child:
         if role == "identity" and (reply.pictures or reply.masks):
             raise _Failure(reasons.NONSENSE)
         end = 0
+        shapes = [(one.shape, one.dtype) for one in reply.pictures] + [(one.shape, "uint8") for one in reply.masks]
+        if sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes) > self._rules.memory_mib << 20:
+            raise _Failure(reasons.NONSENSE)
 
         def pixels(dtype: str, shape: tuple[int, ...], *, mask: bool) -> NDArray[Any]:
             nonlocal end
@@ -276,8 +279,6 @@ class _Child:
             ):
                 raise _Failure(reasons.NONSENSE)
             if len(shape) == 3 and (shape[2], dtype) != (3, "uint8"):
-                raise _Failure(reasons.NONSENSE)
-            if end + math.prod(shape) * np.dtype(dtype).itemsize > self._rules.memory_mib << 20:
                 raise _Failure(reasons.NONSENSE)
             array = np.empty(shape, dtype)
             _read(self._outbox, array, end)

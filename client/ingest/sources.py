@@ -43,6 +43,8 @@ class Found:
     """Path inside the source with ``/``: what a label sheet calls the file."""
     read: Callable[[], bytes] = field(repr=False)
     """Raises :class:`Refused`."""
+    named: bool = True
+    """Whether ``name`` is a file's, which a label sheet may know; not for what comes from a PACS."""
 
 
 def discover(sources: Sequence[Path], rules: Rules, *, ignored: Sequence[Path] = ()) -> Iterator[Found]:
@@ -104,9 +106,14 @@ def _starts_as_zip(path: Path) -> bool:
         return False
 
 
-@lru_cache(maxsize=2)
 def _opened(path: Path) -> zipfile.ZipFile:
     """The archive, kept open while its members are read one after another."""
+    status = path.stat()
+    return _kept_open(path, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=2)
+def _kept_open(path: Path, state: tuple[int, ...]) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 

@@ -350,6 +350,7 @@ def test_a_row_must_be_true_in_all_that_it_names(csv: Callable[[str | bytes], Pa
         ("a/1.png", "xa/1.png", False),
         ("1.png", "21.png", False),
         ("u\u0308.png", "\u00fc.png", True),
+        ("\u00fc.png", "u\u0308.png", True),
     ],
 )
 def test_files_with_their_folders_or_without(

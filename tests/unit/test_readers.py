@@ -78,6 +78,8 @@ def test_a_disagreement_without_consensus_is_refused(tmp_path: Path) -> None:
         sheet.lookup("2.png", Identity())
     assert (caught.value.reason.code, caught.value.reason.stage) == ("readers-disagree", "labels")
     assert sheet.unused().rows == 0
+    settled = {keys["file"]: labelled.labels["label"] for keys, labelled in sheet.settled()}
+    assert settled == {"1.png": ("a",), "3.png": ("b",), "4.png": ("b",), "5.png": ()}
 
 
 def test_or_excluded_by_rule_under_other_names(tmp_path: Path) -> None:

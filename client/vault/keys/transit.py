@@ -29,6 +29,7 @@ from common.errors import KeyUnavailable
 _CONNECT_S, _READ_S, _WHOLE_S, _PAUSE_S = 5.0, 10.0, 30.0, 0.3
 _LARGEST_ANSWER = 65_536
 _EXAMPLE = "vault:https://HOST:8200/transit/keys/NAME"
+_CIPHERTEXT = re.compile(r"vault:v[0-9]+:[A-Za-z0-9+/=]+")
 _HOST = re.compile(r"[A-Za-z0-9.-]+|[0-9A-Fa-f:.]+")
 _KEY_PATH = re.compile(r"(?:v1/)?((?:[A-Za-z0-9_.-]+/)+)keys/([A-Za-z0-9_.-]+)")
 
@@ -51,7 +52,9 @@ class TransitKey(ServiceKey):
 
     def issue(self, context: bytes) -> tuple[bytes, bytes]:
         data = self._ask(f"{self.mount}/datakey/plaintext/{self.key}", {"bits": 256})
-        return _decoded(data.get("plaintext")), str(data.get("ciphertext", "")).encode()
+        ciphertext = data.get("ciphertext")
+        whole = isinstance(ciphertext, str) and _CIPHERTEXT.fullmatch(ciphertext) is not None
+        return _decoded(data.get("plaintext")), str(ciphertext).encode() if whole else b""
 
     def redeem(self, token: bytes, context: bytes) -> bytes:
         try:
@@ -83,11 +86,11 @@ class TransitKey(ServiceKey):
             status, answer = self._post(client, "auth/approle/login", ids, {})
             granted = answer.get("auth")
             token = granted.get("client_token") if status == 200 and isinstance(granted, dict) else None
-            if not isinstance(token, str) or not is_word(token.encode()):
-                if status in (400, 403):
+            if not isinstance(token, str) or not is_word(token.encode(errors="replace")):
+                if status in (400, 403, 404):
                     raise KeyUnavailable(
-                        f"{self.address} refused the AppRole role and secret ids ({status}); "
-                        "issue a new secret id and write it to the file in VAULT_SECRET_ID_FILE"
+                        f"{self.address} refused the log-in by AppRole ({status}); issue a new secret id and write it "
+                        "to the file in VAULT_SECRET_ID_FILE, or have auth/approle enabled"
                     )
                 raise self._refusal(status, answer)
             return token

@@ -1,0 +1,339 @@
+"""Images fetched from a PACS by DICOMweb: QIDO-RS to search, WADO-RS to retrieve (DICOM PS3.18, chapters 8.3, 10.4 and
+10.6).
+
+A PACS is not believed: its answers are limited in size and time, only well-formed UIDs become part of an address, and
+no redirection is followed. What one object fails by is listed and the pull goes on; what all would fail by (login,
+certificate, address, a PACS that is gone) ends it with one line. Searches ask for no attribute beyond those that the
+standard makes a PACS answer with, and nothing but UIDs, modality and study date is looked at or kept.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import date
+from email.message import Message
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import httpx
+
+from client.ingest.kinds import Reason, Refused, Rules
+from client.ingest.sources import TOO_LARGE, Found
+from common.errors import DataError
+
+FAILED = Reason(
+    "pacs-failed",
+    "source",
+    "the PACS broke off, did not answer in time or had an error of its own, three times",
+    "run the same command again; where it stays, see the PACS's log",
+)
+WITHHELD = Reason(
+    "pacs-withheld",
+    "source",
+    "the PACS lists the object and does not give it out",
+    "allow the login to retrieve it, or have the PACS's administrators see whether it is archived or gone",
+)
+NONSENSE = Reason(
+    "pacs-nonsense",
+    "source",
+    "the PACS answered with something else than one DICOM object",
+    "see the PACS's log; export the object as a file and import that",
+)
+BAD_LIST = Reason(
+    "pacs-bad-list",
+    "source",
+    "the PACS lists a study, series or object without a valid UID",
+    "have the PACS's administrators mend it, or export the study as files and import those",
+)
+REASONS = (FAILED, WITHHELD, NONSENSE, BAD_LIST)
+
+_PAGE = 200
+_MOST_LISTED = 1_000_000
+_LARGEST_LIST = 32 * 2**20
+_OVERHEAD = 2**16  # of multipart around an object
+_SLOWEST = 16 * 2**10  # bytes a second
+_IN_A_ROW = 3  # failures until the PACS is asked whether it is still there
+_UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
+_MODALITY = re.compile(r"[A-Z0-9_]{1,16}")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_HOST = re.compile(r"[A-Za-z0-9.-]+|[0-9A-Fa-f:.]+")
+_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)*/?")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_EXAMPLE = "https://pacs.hospital:8042/dicom-web"
+_STUDY, _SERIES, _SOP, _STUDY_DATE, _MODALITY_TAG = "0020000D", "0020000E", "00080018", "00080020", "00080060"
+_DICOM = 'multipart/related; type="application/dicom"; transfer-syntax=*'  # as stored: nothing is decoded or lost
+_NOBODY = "2.25.0"  # a UID that is nobody's: asks without an answer that holds a patient
+
+
+@dataclass(frozen=True)
+class Login:
+    """How to log in: user and password, or a bearer token, or nothing."""
+
+    user: str = ""
+    password: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
+    ca: Path | None = None
+    """PEM certificates of the only authorities to trust; ``None``: the system's."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long and how often."""
+
+    connect_s: float = 10.0
+    read_s: float = 60.0
+    """Of silence."""
+    tries: int = 3
+    pause_s: float = 0.5
+    """Before the second try; doubled for each further one, and jittered."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which studies: with a series of one of ``modalities`` (empty: any), of these dates inclusive."""
+
+    modalities: tuple[str, ...] = ()
+    since: date | None = None
+    until: date | None = None
+
+    @classmethod
+    def parse(cls, modality: str | None, since: str | None, until: str | None) -> Query:
+        """As typed: ``"CR,DX"`` and ISO dates. Raises :class:`DataError`."""
+        modalities = tuple(dict.fromkeys(one.strip().upper() for one in (modality or "").split(",")))
+        if modality is None:
+            modalities = ()
+        elif not all(_MODALITY.fullmatch(one) for one in modalities):
+            raise DataError("--modality is DICOM's short names with commas between, for example CR,DX; correct it")
+        query = cls(modalities, _day(since, "--from"), _day(until, "--to"))
+        if query.since and query.until and query.since > query.until:
+            raise DataError("--from is later than --to; exchange them")
+        return query
+
+    @property
+    def dates(self) -> str:
+        """DICOM's range matching (PS3.4 C.2.2.2.5); empty for all."""
+        first, last = (f"{day:%Y%m%d}" if day else "" for day in (self.since, self.until))
+        return f"{first}-{last}" if first or last else ""
+
+    def holds(self, day: str) -> bool:
+        """Whether a study of that date is meant; some PACS answer with more than was asked for."""
+        first, _, last = self.dates.partition("-")
+        return not day or ((not first or first <= day) and (not last or day <= last))
+
+
+class Pacs:
+    """A PACS that has accepted the login. Made by :meth:`connect`."""
+
+    def __init__(self, client: httpx.Client, address: str, rules: Rules, patience: Patience) -> None:
+        self._client, self._address, self._rules, self._patience = client, address, rules, patience
+        self._failures = 0
+
+    @classmethod
+    @contextmanager
+    def connect(cls, url: str, login: Login, rules: Rules, patience: Patience = Patience()) -> Iterator[Self]:
+        """The PACS at ``url`` (``https://HOST:PORT/PATH``, where ``/studies`` would be appended).
+
+        Raises :class:`DataError` where the address is none, nobody answers, TLS or the login fails, or what answers
+        is no DICOMweb service.
+        """
+        address = _address(url, bool(login.user or login.token))
+        limits = httpx.Timeout(patience.read_s, connect=patience.connect_s)
+        # trust_env: neither .netrc nor a proxy from the environment may take part.
+        with httpx.Client(
+            base_url=address,
+            verify=_trusted(login.ca),
+            auth=httpx.BasicAuth(login.user, login.password) if login.user else None,
+            headers={"Accept-Encoding": "identity", **_bearer(login.token)},
+            timeout=limits,
+            follow_redirects=False,
+            trust_env=False,
+        ) as client:
+            pacs = cls(client, address, rules, patience)
+            pacs._probe()
+            yield pacs
+
+    def find(self, query: Query, has: Callable[[str], bool]) -> Iterator[Found]:
+        """Every object that ``query`` means and whose SOP Instance UID ``has`` does not know, study by study.
+
+        Names are ``STUDY/SERIES/SOP``. What cannot be listed is one that is refused when it is read. Raises
+        :class:`DataError` here and in ``read`` for what would end the pull.
+        """
+        dates = {"StudyDate": query.dates} if query.dates else {}
+        met: set[str] = set()
+        for modality in query.modalities or ("",):
+            asked = {**dates, "ModalitiesInStudy": modality} if modality else dates
+            for study in self._listed("studies", _STUDY, asked, ""):
+                if isinstance(study, Found):
+                    yield study
+                elif study.uid not in met and query.holds(study.text(_STUDY_DATE)):
+                    met.add(study.uid)
+                    yield from self._study(study.uid, query, has)
+
+    def _study(self, study: str, query: Query, has: Callable[[str], bool]) -> Iterator[Found]:
+        for series in self._listed(f"studies/{study}/series", _SERIES, {}, study):
+            if isinstance(series, Found):
+                yield series
+            elif not query.modalities or series.text(_MODALITY_TAG) in query.modalities:
+                path = f"studies/{study}/series/{series.uid}/instances"
+                for one in self._listed(path, _SOP, {}, f"{study}/{series.uid}"):
+                    if isinstance(one, Found):
+                        yield one
+                    elif not has(one.uid):
+                        name = f"{study}/{series.uid}/{one.uid}"
+                        yield Found(name, partial(self._retrieve, f"{path}/{one.uid}"))
+
+    def _listed(self, path: str, tag: str, asked: Mapping[str, str], name: str) -> Iterator[_Entry | Found]:
+        """What the PACS lists at ``path``, each once; in place of what it cannot say, something that is refused.
+
+        Pages may be shorter than asked for, and some PACS ignore the offset: the end is a page with nothing new.
+        """
+        met: set[str] = set()
+        count = 0
+        while count <= _MOST_LISTED:
+            try:
+                page = self._search(path, {**asked, "limit": str(_PAGE), "offset": str(count)})
+            except Refused as refused:
+                yield Found(f"{name}/list", partial(_refuse, refused.reason))
+                return
+            new = 0
+            for number, values in enumerate(page, count):
+                entry = _Entry.of(values, tag)
+                if entry is None:
+                    yield Found(f"{name}/{number}", partial(_refuse, BAD_LIST))
+                elif entry.uid not in met:
+                    met.add(entry.uid)
+                    new += 1
+                    yield entry
+            if not new:
+                return
+            count += len(page)
+        raise DataError(f"{self._address} lists more than a million entries; choose fewer by --modality, --from and --to")
+
+    def _search(self, path: str, asked: Mapping[str, str]) -> list[Any]:
+        """One page. Raises :class:`Refused` where it cannot be had."""
+        status, _, content = self._get(path, asked, "application/dicom+json", _LARGEST_LIST)
+        if status == 204 or (status == 404 and asked.get("offset", "0") != "0"):
+            return []
+        if status != 200:
+            raise Refused(WITHHELD)
+        try:
+            page = json.loads(content) if content.strip() else []
+        except (ValueError, RecursionError):
+            page = None
+        if not isinstance(page, list):
+            raise DataError(
+                f"{self._address} does not answer as a DICOMweb service does (perhaps with a page to log in); "
+                f"correct the address, which is like {_EXAMPLE}"
+            )
+        return page
+
+    def _retrieve(self, path: str) -> bytes:
+        """One DICOM file. Raises :class:`Refused`."""
+        most = self._rules.largest_bytes
+        try:
+            status, header, content = self._get(path, {}, _DICOM, most + _OVERHEAD)
+            if status != 200:
+                raise Refused(WITHHELD)
+            content = _single(header, content)
+            if len(content) > most:
+                raise Refused(TOO_LARGE)
+        except Refused:
+            self._failures += 1
+            if self._failures % _IN_A_ROW == 0:
+                self._probe()
+            raise
+        self._failures = 0
+        return content
+
+    def _probe(self) -> None:
+        """Raises :class:`DataError` where the PACS does not answer a search."""
+        try:
+            self._search("studies", {"StudyInstanceUID": _NOBODY, "limit": "1"})
+        except Refused as refused:
+            gone = refused.reason is FAILED
+            raise DataError(
+                f"{self._address} "
+                + ("does not answer in time, or with errors of its own" if gone else "refuses to search for studies")
+                + "; see whether it is up and its log; the same command continues where this one ended"
+            ) from None
+
+    def _get(self, path: str, asked: Mapping[str, str], accept: str, most: int) -> tuple[int, str, bytes]:
+        """Status, content type and content of an answer other than errors of the PACS itself.
+
+        Raises :class:`Refused` for those, after some tries, and for an answer longer than ``most``.
+        """
+        for attempt in range(self._patience.tries):
+            if attempt:
+                time.sleep(self._patience.pause_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))  # noqa: S311
+            try:
+                with self._client.stream("GET", path, params=dict(asked), headers={"Accept": accept}) as response:
+                    status = response.status_code
+                    self._check(status, searching=path == "studies")
+                    if status >= 500 or status == 429:
+                        continue
+                    content = self._content(response, most) if status == 200 else b""
+                    if _is_cut(response.headers.get("content-type", ""), content):
+                        continue
+                    return status, response.headers.get("content-type", ""), content
+            except _TooSlow:
+                continue
+            except (httpx.TransportError, UnicodeError) as error:  # UnicodeError: a host that DNS cannot name
+                self._check_reached(error)
+        raise Refused(FAILED)
+
+    def _check(self, status: int, *, searching: bool) -> None:
+        """Raises :class:`DataError` for a status that every object would meet."""
+        if status == 401 or (status == 403 and searching):
+            raise DataError(
+                f"{self._address} refuses the login ({status}); correct --user and the password or token, and have "
+                "the PACS allow it to search and retrieve by DICOMweb"
+            )
+        if status in (404, 405) and searching:
+            raise DataError(f"{self._address} has no DICOMweb service ({status}); correct the path, as in {_EXAMPLE}")
+        if 300 <= status < 400:
+            raise DataError(
+                f"{self._address} answers with a redirection ({status}), which is not followed; name the address that "
+                "it leads to"
+            )
+
+    def _check_reached(self, error: Exception) -> None:
+        """Raises :class:`DataError` where trying again is of no use."""
+        tls = _tls_error(error)
+        if isinstance(tls, ssl.SSLCertVerificationError):
+            # verify_message is OpenSSL's own text, e.g. "certificate has expired"
+            raise DataError(
+                f"the certificate of {self._address} is not accepted: {tls.verify_message.rstrip('.')}; have it "
+                "renewed, or name the file of the authority that signed it with --ca"
+            ) from None
+        if isinstance(tls, ssl.SSLError) and not isinstance(tls, ssl.SSLEOFError):
+            raise DataError(f"{self._address} does not speak TLS as it should; correct the address or its port") from None
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | UnicodeError) and not self._failures:
+            raise DataError(
+                f"cannot reach {self._address}; see whether it is up and whether a firewall is between, and run the "
+                "same command again: it continues"
+            ) from None
+
+    def _content(self, response: httpx.Response, most: int) -> bytes:
+        stated = response.headers.get("content-length", "")
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise Refused(NONSENSE)
+        if stated.isdecimal() and int(stated[:20]) > most:
+            raise Refused(TOO_LARGE)
+        content = bytearray()
+        start = time.monotonic()
+        for piece in response.iter_raw():
+            content += piece
+            if len(content) > most:
+                raise Refused(TOO_LARGE)
+            if len(content) < (time.monotonic() - start - self._patience.read_s) * _SLOWEST:
+                raise _TooSlow
+        return bytes(content)
