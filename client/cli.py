@@ -24,6 +24,8 @@ from common.files import write_atomically
 
 REJECTED, READINESS = "rejected.csv", "readiness.html"
 _PROGRESS_S = 1.0
+_SHOWN = ("modality", "body_part", "view", "sex", "age", "device", "sequence")
+"""Attributes that ``site info`` shows to people; ``--json`` has all."""
 
 
 @dataclass(frozen=True)
@@ -316,10 +318,10 @@ def info(site: Path, *, as_json: bool) -> None:
             f"{stored['bytes'] / 2**20:.1f} MiB of pixels stored, "
             f"{stored['of'] / max(1, stored['bytes']):.2f} times as much raw"
         )
-    for title, groups in (("", found["classes"]), ("", found["attributes"]), ("", {"split": found["splits"]})):
-        for name, counts in groups.items():
-            listed = ", ".join(f"{value} {count}" for value, count in list(counts.items())[:8])
-            print(f"{title}{name}: {listed}{' …' if len(counts) > 8 else ''}")
+    shown = {name: counts for name, counts in found["attributes"].items() if name in _SHOWN}
+    for name, counts in {**found["classes"], **shown, "split": found["splits"]}.items():
+        listed = ", ".join(f"{value} {count}" for value, count in list(counts.items())[:8])
+        print(f"{name}: {listed}{' …' if len(counts) > 8 else ''}")
 
 
 def verify(site: Path, *, accept: bool) -> None:
