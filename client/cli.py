@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from client import memory
-from client.home import Home
+from client.home import READINESS, REJECTED, Home
 from client.ingest.importer import Importer, Sheets, Summary
 from client.ingest.kinds import Reason
 from client.ingest.sources import Found, discover
 from common.errors import DataError, ImportRefused, Interrupted, KeyUnavailable
 from common.files import write_atomically
 
-REJECTED, READINESS = "rejected.csv", "readiness.html"
 _PROGRESS_S = 1.0
 _SHOWN = ("modality", "body_part", "view", "sex", "age", "device", "sequence")
 """Attributes that ``site info`` shows to people; ``--json`` has all."""
@@ -111,22 +110,20 @@ def init(directory: Path, *, name: str | None, key: str, compression: str, synth
 def import_(site: Path, sources: Sequence[Path], given: Given, *, workers: int, as_json: bool) -> None:
     home = opened(site)
     rules, ignored = home.config.rules, given.files
+    sheets = open_sheets(given, sources)
     progress = Progress(sum(1 for _ in discover(sources, rules, ignored=ignored)), quiet=as_json)
-    with importing(home, given, sources, progress, workers=workers, as_json=as_json) as importer:
+    with importing(home, sheets, progress, workers=workers, as_json=as_json) as importer:
         importer.run(discover(sources, rules, ignored=ignored))
 
 
 @contextmanager
-def importing(
-    home: Home, given: Given, sources: Sequence[Path], progress: Progress, *, workers: int, as_json: bool
-) -> Iterator[Importer]:
+def importing(home: Home, sheets: Sheets, progress: Progress, *, workers: int, as_json: bool) -> Iterator[Importer]:
     """An importer into the site's vault; at its end the reports are written and the outcome is told.
 
     Raises :class:`ImportRefused` where something should have come in and did not.
     """
     from client.ingest.readiness import write_readiness
 
-    sheets = open_sheets(given, sources)
     stopped = False
     with home.exclusive(), home.vault() as vault:
         importer = Importer(
@@ -428,7 +425,7 @@ def pull(site: Path, pacs: str, wanted: Wanted, login: Login, given: Given, *, w
     progress = Progress(None, quiet=as_json)
     with (
         Pacs.connect(pacs, read_login(login), home.config.rules) as server,
-        importing(home, given, [], progress, workers=workers, as_json=as_json) as importer,
+        importing(home, open_sheets(given, []), progress, workers=workers, as_json=as_json) as importer,
     ):
         importer.run(server.find(query, importer.has))
 
@@ -461,7 +458,7 @@ def receive(
     home = opened(site)
     progress = Progress(None, quiet=False)
     with (
-        importing(home, given, [], progress, workers=1, as_json=False) as importer,
+        importing(home, open_sheets(given, []), progress, workers=1, as_json=False) as importer,
         Receiver(host, port, title=title, callers=callers, rules=home.config.rules) as receiver,
     ):
         print(f"listening on {host}:{receiver.port} as {title}; Ctrl-C ends", file=sys.stderr, flush=True)

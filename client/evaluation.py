@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from client.training import device_of, layout, precision
-from client.vault.view import View
+from client.vault.view import PreparedView
 from common.study import Study
 
 MOST_IMAGES, MOST_PIXELS = 256, 1 << 20
@@ -30,7 +30,7 @@ class Scores:
     loss: NDArray[np.float64]
 
 
-def predict(model: nn.Module, view: View, study: Study) -> Scores:
+def predict(model: nn.Module, view: PreparedView, study: Study) -> Scores:
     """Score every image of ``view``; the model is left in evaluation mode."""
     device = device_of(model)
     batch = max(1, min(MOST_IMAGES, MOST_PIXELS // study.image.size**2))

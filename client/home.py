@@ -21,18 +21,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from client.config import SiteConfig
+from client.config import SITE_FILE, SiteConfig
 from client.vault import database
 from client.vault.keys import KeyProvider, prepare, provider
 from client.vault.store import Vault
 from client.vault.witness import Seen, Witness
 from common.audit import AuditLog
 from common.errors import KeyUnavailable, VaultError
-from common.files import write_atomically
+from common.files import sweep, write_atomically
 
 DEFAULT_KEY = "file:keys/vault.key"
 WITNESS = "vault.json"
-REPORTS = "reports"
+REPORTS, REJECTED, READINESS = "reports", "rejected.csv", "readiness.html"
 _LOCK = ".lock"
 
 Passphrase = Callable[[], str]
@@ -160,6 +160,13 @@ class Home:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise VaultError(f"another command is changing {self.directory}; let that finish first") from None
+            for path in (
+                self.directory / SITE_FILE,
+                self.witness.path,
+                self.reports / REJECTED,
+                self.reports / READINESS,
+            ):
+                sweep(path)
             yield
         finally:
             os.close(file)

@@ -14,13 +14,15 @@ from client.config import SiteConfig
 from client.devices import choose_device
 from client.vault.keys import provider
 from client.vault.store import Vault
-from client.vault.view import View, ViewCache
+from client.vault.view import PreparedView, View, ViewCache
 from common.errors import DataError
 from common.labels import targets
 from common.study import Study
 
 Split = Literal["train", "val", "test"]
 VIEW_CACHE_BYTES = 4 << 30
+VIEWS = "views"
+"""Folder of stored views: in a site's state, which an erasure empties, or beside the vault of a simulated one."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Site:
     vaults: Sequence[Vault]
     device: torch.device
     views: ViewCache
+    folders: Sequence[Path]
+    """Where each vault's views lie that are larger than the cache."""
 
     @classmethod
     def open(cls, directory: Path, views: ViewCache, *, passphrase: Callable[[], str] | None = None) -> Site:
@@ -40,22 +44,24 @@ class Site:
         homes = [directory / member for member in config.members] or [directory]
         device = choose_device(config.device)
         with contextlib.ExitStack() as opened:
-            vaults = []
+            vaults, folders = [], []
             for home in homes:
                 own = config if not config.members else SiteConfig.load(home)
                 keys = provider(own.key, base=home, passphrase=passphrase)
                 vaults.append(opened.enter_context(Vault.open(home / own.vault, keys)))
+                folders.append(home / own.state / VIEWS if own.state else (home / own.vault).parent / VIEWS)
             opened.pop_all()  # nothing failed: the site closes them
-        return cls(config, directory, tuple(vaults), device, views)
+        return cls(config, directory, tuple(vaults), device, views, tuple(folders))
 
     @property
     def alias(self) -> str:
         return self.config.alias
 
-    def view(self, study: Study, split: Split) -> View:
+    def view(self, study: Study, split: Split) -> PreparedView:
         """The prepared view of one split; a pooled site's is all its members'.
 
-        On this site's GPU when it fits there, else in main memory, from where it follows batch by batch.
+        On this site's GPU when it fits there, else in main memory, from where it follows batch by batch; what is
+        larger than the cache of views may be, members counted together, on the disk.
         """
         if self.device.type != "cpu":
             try:
@@ -64,8 +70,13 @@ class Site:
                 torch.cuda.empty_cache()
         return self._view_on(torch.device("cpu"), study, split)
 
-    def _view_on(self, device: torch.device, study: Study, split: Split) -> View:
-        return View.concatenate([self.views.get(vault, study, split, device) for vault in self.vaults])
+    def _view_on(self, device: torch.device, study: Study, split: Split) -> PreparedView:
+        found: list[PreparedView] = []
+        room = self.views.cap_bytes
+        for vault, folder in zip(self.vaults, self.folders, strict=True):
+            found.append(self.views.get(vault, study, split, device, folder=folder, room=room))
+            room -= found[-1].bytes
+        return View.concatenate(found)
 
     def images(self, study: Study) -> Mapping[str, int]:
         """Labelled images per split."""
@@ -78,7 +89,7 @@ class Site:
                     counts[row.split] += 1
         return counts
 
-    def require(self, study: Study, split: Split) -> View:
+    def require(self, study: Study, split: Split) -> PreparedView:
         """Like :meth:`view`, but an empty split is an error."""
         view = self.view(study, split)
         if len(view) == 0:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from client.optimiser import make_optimiser, step
-from client.vault.view import View
+from client.vault.view import PreparedView
 from common.augment import Augmenter
 from common.errors import DataError, DeviceError, StudyError
 from common.randomness import seed_for
@@ -134,7 +134,7 @@ def pieces(count: int, size: int, *, drop_single: bool) -> list[slice]:
 class LocalFit:
     """Trains a resident model in place for one round."""
 
-    def __init__(self, model: nn.Module, view: View, study: Study, seed: FitSeed) -> None:
+    def __init__(self, model: nn.Module, view: PreparedView, study: Study, seed: FitSeed) -> None:
         self.model, self.view, self.study, self.seed = model, view, study, seed
         self.device = device_of(model)
         self.spec = study.training

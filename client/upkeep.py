@@ -12,8 +12,8 @@ from client.ingest.labels import LabelSheet
 from client.ingest.pseudonyms import Pseudonyms
 from client.ingest.relabel import finder
 from client.vault.keys import prepare, provider
-from client.vault.store import Vault
-from common.errors import DataError, VaultError
+from client.vault.store import PIXELS
+from common.errors import DataError
 
 
 def info(home: Home) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def info(home: Home) -> dict[str, Any]:
             "unlabelled": unlabelled,
             "masks": masks,
             "boxes": boxes,
-            "erased_patients": len(vault.tombstones),
+            "erased_patients": sum(not stone.startswith(PIXELS) for stone in vault.tombstones),
             "classes": {column: _ordered(counts) for column, counts in sorted(classes.items())},
             "attributes": {name: _ordered(counts) for name, counts in sorted(attributes.items())},
             "splits": _ordered(splits),
@@ -217,9 +217,3 @@ def forget_views(home: Home) -> None:
     """Remove prepared views from the disk: an erased patient's pixels must not linger."""
     for view in (home.state / "views").glob("*"):
         view.unlink(missing_ok=True)
-
-
-def check_empty(vault: Vault) -> None:
-    """Raise :class:`VaultError` where there is nothing to train on."""
-    if len(vault) == 0:
-        raise VaultError(f"vault {vault.path} is empty; fill it with `fedward site import`")

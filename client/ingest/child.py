@@ -50,6 +50,9 @@ Role = Literal["image", "mask", "identity"]
 LENGTH = struct.Struct(">I")
 """What stands before each frame of the protocol."""
 
+LONGEST_TEXT = 1024
+"""Characters of an identity; DICOM allows 64, and scanners go beyond."""
+
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _CLONE_NEWUSER, _CLONE_NEWNET, _CLONE_NEWIPC = 0x10000000, 0x40000000, 0x08000000
@@ -169,6 +172,8 @@ def _answer(
 
 def _packed(decoded: Decoded, out: memoryview) -> dict[str, Any]:
     """``decoded`` as the parent checks it, its pixels copied into ``out``."""
+    if any(len(text) > LONGEST_TEXT for text in vars(decoded.identity).values()):
+        raise Refused(reasons.IDENTITY)
     end = 0
 
     def put(pixels: NDArray[Any]) -> list[int]:

@@ -162,8 +162,9 @@ def _element_texts(place: Dataset, tag: BaseTag) -> Iterator[tuple[str, str]]:
             vr = dictionary_VR(tag)
         except KeyError:
             vr = "UN"
-    if isinstance(element.value, Sequence):
-        for item in element.value:
+    if vr == "SQ":
+        items = place[tag].value  # of defined length: still bytes until now
+        for item in items if isinstance(items, Sequence) else ():
             yield from _texts(item)
     elif vr in _TEXT and element.value is not None:
         if isinstance(element, RawDataElement):

@@ -4,7 +4,7 @@ One decoder for each transfer syntax, named here, so that what comes out does no
 
 ==========================  ==========================================================
 uncompressed, deflated      pydicom
-RLE                         pylibjpeg-rle (MIT)
+RLE                         pydicom
 JPEG baseline, extended     Pillow (libjpeg-turbo); extended only with 8 bits
 JPEG lossless               GDCM (BSD)
 JPEG-LS                     pyjpegls (MIT; CharLS, BSD)
@@ -38,7 +38,7 @@ _JPEG = ("pillow", (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit))
 _LOSSLESS = ("gdcm", (uid.JPEGLossless, uid.JPEGLosslessSV1))
 _JPEG_LS = ("pyjpegls", (uid.JPEGLSLossless, uid.JPEGLSNearLossless))
 _JPEG_2000 = ("pylibjpeg", (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K))
-_RLE = ("pylibjpeg", (uid.RLELossless,))
+_RLE = ("pydicom", (uid.RLELossless,))  # pylibjpeg-rle is ten times as fast and panics on damaged segments
 _NATIVE = (
     "",
     (
@@ -148,6 +148,11 @@ def frames(dataset: Dataset, syntax: uid.UID, count: int, wanted: Sequence[int])
     if syntax.is_encapsulated and syntax != uid.RLELossless:
         _check_codestreams(dataset, syntax, count, wanted)
     options: dict[str, Any] = {"decoding_plugin": plugin, "allow_excess_frames": False}
+    if dataset.BitsAllocated == 1 and count > 1 and not syntax.is_encapsulated:
+        # pydicom 3.0 gives up on single frames that do not begin on a whole byte.
+        array = decoder.as_array(dataset, **options)[0]
+        yield from (_native(array[index]) for index in wanted)
+        return
     if count == 1 or not everything:
         for index in wanted:
             yield _native(decoder.as_array(dataset, index=index, **options)[0])

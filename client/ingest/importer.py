@@ -49,6 +49,12 @@ OTHER_PATIENT = Reason(
 )
 WITHHELD = Reason("withheld", "consent", "the patient is on the opt-out list", "nothing: the image stays out")
 ERASED = Reason("erased", "consent", "the patient was erased from this vault", "nothing: the image stays out")
+UNKNOWN = Reason(
+    "unknown-patient",
+    "deidentify",
+    "nobody says whose image it is, so it cannot be held against the opt-out list",
+    "name its patient on the label sheet, or leave the list out",
+)
 NO_PATIENT = Reason("no-patient", "deidentify", "a DICOM object without a patient's number", "enter it in the PACS")
 BLANK = Reason("blank-image", "pixels", "all pixels have one value", "leave it out")
 TWO_SPLITS = Reason(
@@ -264,6 +270,8 @@ class Importer:
             raise Refused(WITHHELD)
         if not number and identity.sop:
             raise Refused(NO_PATIENT)
+        if not number and self._sheets.opt_out:
+            raise Refused(UNKNOWN)
         patient = self._pseudonyms.patient(number) or self._pseudonyms.of("anonymous", origin.name)
         if patient in self._tombstones:
             raise Refused(ERASED)
@@ -310,6 +318,8 @@ class Importer:
         if place in self._places:
             raise Refused(SAME_OBJECT)
         digest = pixel_digest(pixels)
+        if self._vault.tombstone(digest) in self._tombstones:
+            raise Refused(ERASED)
         if digest in self._digests:
             raise Refused(SAME_PIXELS if self._digests[digest] == patient else OTHER_PATIENT)
         self._digests[digest] = patient

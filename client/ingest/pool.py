@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import client
 from client.ingest import dicom_reasons, reasons
-from client.ingest.child import LENGTH, Role
+from client.ingest.child import LENGTH, LONGEST_TEXT, Role
 from client.ingest.kinds import Decoded, Identity, MaskOf, Picture, Reason, Refused, Rules, allowed_attributes
 from common.errors import DataError
 
@@ -307,7 +307,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-_Text = Annotated[str, Field(max_length=1024)]
+_Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 _Code = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+){0,7}$", max_length=64)]
 _Number = Annotated[int, Field(ge=0, lt=2**31)]
 _Side = Annotated[int, Field(ge=1, lt=2**31)]

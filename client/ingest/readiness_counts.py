@@ -64,6 +64,7 @@ class Busy(NamedTuple):
     images: int
 
 
+NONE, NO_SIZE, NO_PAIRS = Count(0, 0), Spread(0, 0, 0), NearDuplicates()
 Crossed = Mapping[tuple[str, str], Count]
 """(class, other value) -> count; without images that lack either."""
 
@@ -76,7 +77,7 @@ class Readiness:
     generation: int = 0
     images: int = 0
     patients: int = 0
-    labelled: Count = Count(0, 0)
+    labelled: Count = NONE
     """With a value in a label column; a reader's own reading is not yet a label."""
     anonymous: int = 0
     """Images of unknown patients: each file counts as a patient of its own."""
@@ -91,19 +92,19 @@ class Readiness:
     split_patients: int = 0
     """Patients with images in two splits."""
     missing: Mapping[str, Missing] = field(default_factory=dict)
-    per_patient: Spread = Spread(0, 0, 0)
+    per_patient: Spread = NO_SIZE
     """Images of a patient."""
     busy: tuple[Busy, ...] = ()
     """All patients with very many images, most first."""
-    near: NearDuplicates = NearDuplicates()
+    near: NearDuplicates = NO_PAIRS
     odd: int = 0
     """Images with an unusual measure."""
     outliers: tuple[Outlier, ...] = ()
     """The most unusual of them."""
     forms: Mapping[str, int] = field(default_factory=dict)
     """Type of pixels, e.g. ``uint16 grey`` -> images."""
-    shorter: Spread = Spread(0, 0, 0)
-    longer: Spread = Spread(0, 0, 0)
+    shorter: Spread = NO_SIZE
+    longer: Spread = NO_SIZE
     """Sides in pixels."""
     lossy: int = 0
     agreements: tuple[Agreement, ...] = ()
@@ -197,7 +198,9 @@ def _missing(columns: Columns) -> dict[str, Missing]:
     counts = columns.attributes["modality"]
     of = {
         (word or ("",))[0]: count
-        for word, count in zip(counts.words, np.bincount(counts.codes, minlength=len(counts.words)).tolist(), strict=True)
+        for word, count in zip(
+            counts.words, np.bincount(counts.codes, minlength=len(counts.words)).tolist(), strict=True
+        )
     }
     result = {}
     for name in ATTRIBUTES:

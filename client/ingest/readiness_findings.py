@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from client.ingest.readiness_counts import Count, Crossed, Readiness
+from client.ingest.readiness_counts import Crossed, Readiness
 from client.ingest.readiness_looks import PLAIN_PATIENTS
 from client.ingest.readiness_words import attribute, number, percent, plural, several, word
 
@@ -63,8 +63,7 @@ def _of_import(summary: Summary, notes: Sequence[str]) -> Iterator[Finding]:
     if summary.refused:
         yield Finding(
             "bad",
-            f"{plural(summary.refused, 'file or image').replace('images', 'images')} of this import "
-            f"{'was' if summary.refused == 1 else 'were'} refused",
+            f"{number(summary.refused)} of the files and images of this import {_was(summary.refused)} refused",
             "the last section says why and what to do; rejected.csv lists each",
         )
     for code, words in PRIVATE.items():
@@ -93,7 +92,7 @@ def _of_duplicates(found: Readiness) -> Iterator[Finding]:
         yield Finding(
             "unsure",
             f"{plural(near.plain, 'image')} look{'s' if near.plain == 1 else ''} the same as images of more than "
-            f"{PLAIN_PATIENTS} patients and {'was' if near.plain == 1 else 'were'} not compared for duplicates",
+            f"{PLAIN_PATIENTS} patients and {_was(near.plain)} not compared for duplicates",
             "look at some of them: nearly empty pictures, or one placeholder many times?",
         )
 
@@ -128,23 +127,24 @@ def _of_classes(found: Readiness) -> Iterator[Finding]:
         if len(classes) == 1:
             yield Finding(
                 "unsure",
-                f"{word(column)}: all labelled images are of one class",
+                f"“{word(column)}”: all labelled images are of one class",
                 "add images of another class: there is nothing to tell apart",
             )
         few = {name: count.patients for name, count in classes.items() if count.patients < FEW_PATIENTS}
         if few:
             yield Finding(
                 "unsure",
-                f"{word(column)}: fewer than {FEW_PATIENTS} patients of {_listed(few)}",
+                f"“{word(column)}”: fewer than {FEW_PATIENTS} patients of {_listed(few)}",
                 "add such patients, or merge classes in the study",
             )
         people = [count.patients for count in classes.values()]
         if len(people) > 1 and max(people) > IMBALANCE * min(people):
             yield Finding(
                 "unsure",
-                f"{word(column)}: strong imbalance, {number(max(people) // min(people))} patients of the most frequent "
+                f"“{word(column)}”: strong imbalance, {number(max(people) // min(people))} patients of the most frequent "
                 "class for one of the rarest",
-                "judge models by AUC and sensitivity of each class, not by accuracy",
+                "judge models by AUC and by each class's sensitivity, not by accuracy; a study can weight classes "
+                "(class_weighting: balanced)",
             )
 
 
@@ -182,9 +182,9 @@ def _of_splits(found: Readiness) -> Iterator[Finding]:
         few = {f"{name} in {split}": count for (name, split), count in people.items() if 0 < count < FEW_IN_SPLIT}
         remedy = "add patients of that class, or set the splits in the label sheet"
         if none:
-            yield Finding("bad", f"{word(column)}: no patient of {several(none)}", remedy)
+            yield Finding("bad", f"“{word(column)}”: no patient of {several(none)}", remedy)
         if few:
-            yield Finding("unsure", f"{word(column)}: fewer than {FEW_IN_SPLIT} patients of {_listed(few)}", remedy)
+            yield Finding("unsure", f"“{word(column)}”: fewer than {FEW_IN_SPLIT} patients of {_listed(few)}", remedy)
 
 
 def _of_confounding(found: Readiness) -> Iterator[Finding]:
@@ -194,7 +194,7 @@ def _of_confounding(found: Readiness) -> Iterator[Finding]:
             if pairs:
                 yield Finding(
                     "bad",
-                    f"{word(column)} and {side} go together: "
+                    f"“{word(column)}” and {side} go together: "
                     + several(f"{word(name)} with {word(other)} ({percent(*share)})" for name, other, share in pairs),
                     f"a model can tell the class by the {side} alone; add images of that class from another {side}, or "
                     "of the other classes from this one",
@@ -226,8 +226,8 @@ def confounded(crossed: Crossed) -> list[tuple[str, str, tuple[int, int]]]:
 def _of_images(found: Readiness) -> Iterator[Finding]:
     absent = {
         name: share
-        for name in ("modality", "sex", "age", "device", "view")
-        if (share := found.missing.get(name)) and share.without > MOSTLY_MISSING * share.of
+        for name, share in found.missing.items()
+        if name in ("modality", "sex", "age", "device", "view") and share.without > MOSTLY_MISSING * share.of
     }
     if absent:
         yield Finding(
@@ -246,8 +246,8 @@ def _of_images(found: Readiness) -> Iterator[Finding]:
     if found.odd:
         yield Finding(
             "unsure",
-            f"{plural(found.odd, 'image')} unusually dark, bright, flat, or blurred for {'its' if found.odd == 1 else 'their'} "
-            "modality",
+            f"{plural(found.odd, 'image')} {_was(found.odd, 'is', 'are')} unusually dark, bright, flat, sharp or "
+            "blurred for the modality",
             "look at those listed under image quality; leave out what a reader would not read",
         )
 
@@ -256,6 +256,5 @@ def _listed(few: Mapping[str, int]) -> str:
     return several(f"{word(name)} ({number(count)})" for name, count in sorted(few.items(), key=lambda one: one[1]))
 
 
-def smallest(counts: Mapping[str, Count]) -> int:
-    """Patients of the rarest class."""
-    return min(count.patients for count in counts.values())
+def _was(count: int, one: str = "was", more: str = "were") -> str:
+    return one if count == 1 else more

@@ -49,9 +49,7 @@ class NearDuplicates:
     """Whether every pair was found; else looks crowd together and the counts are lower bounds."""
 
 
-def near_duplicates(
-    looks: NDArray[np.uint64], patients: NDArray[np.int64], ids: NDArray[np.int64]
-) -> NearDuplicates:
+def near_duplicates(looks: NDArray[np.uint64], patients: NDArray[np.int64], ids: NDArray[np.int64]) -> NearDuplicates:
     """Near duplicates among images: their looks, patients and numbers, each ``(N,)``; the order does not matter.
 
     Time grows as N log N and is bounded (:data:`FARTHEST`); equal looks are counted without being paired.
@@ -73,7 +71,7 @@ def near_duplicates(
         if total > alike:
             bits = int(np.bitwise_count(holders.looks[a] ^ holders.looks[b]))
             listed += {
-                Pair(*sorted((i, j)), bits)
+                Pair(min(i, j), max(i, j), bits)
                 for patient, (i, _) in one.items()
                 for stranger, (j, _) in other.items()
                 if patient != stranger

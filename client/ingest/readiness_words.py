@@ -44,4 +44,6 @@ def attribute(name: str) -> str:
     """``field_strength_t`` -> ``field strength (T)``."""
     head, _, unit = name.rpartition("_")
     units = {"mm": "mm", "t": "T", "mas": "mAs"}
+    if name == "kvp":
+        return "kVp"
     return f"{head.replace('_', ' ')} ({units[unit]})" if head and unit in units else name.replace("_", " ")

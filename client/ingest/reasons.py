@@ -72,6 +72,12 @@ MEMORY = Reason(
 )
 FAILED = Reason("decode-failed", "decode", "the decoder gave it up", "export it in another format")
 MASKLESS = Reason("not-a-mask", "parse", "is an image, not a segmentation", "give a DICOM SEG, NIfTI or image file")
+IDENTITY = Reason(
+    "identity-too-long",
+    "parse",
+    "names its patient, study or image with more than a thousand characters",
+    "correct its header, or export it again",
+)
 UNREADABLE = Reason("unreadable", "source", "the file cannot be read", "correct its permissions, or copy it again")
 TIMEOUT = Reason(
     "decode-timeout",

@@ -72,7 +72,7 @@ def _has_row(strokes: NDArray[Any]) -> bool:
         (np.abs(tall[:, None] - tall[None, :]) <= 0.34 * larger)  # capitals, and small letters on the same line
         & (np.abs(bottom[:, None] - bottom[None, :]) <= 0.15 * larger + 0.5)
         & (gap >= -1.0)
-        & (gap <= 0.8 * larger)
+        & (gap <= 1.2 * larger)  # a space or a hyphen between them
         & (left[None, :] > left[:, None])
     )
     # Letters in the longest chain of neighbours, left to right; a wide piece counts for as many as it is long.

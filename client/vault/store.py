@@ -37,6 +37,8 @@ from common.errors import KeyUnavailable, VaultError
 
 __all__ = ["CODECS", "Record", "Row", "Vault", "pixel_digest"]
 CODECS = (RAW, JPEG_LS)
+PIXELS = "pixels:"
+"""Before the tombstone of an image."""
 
 _BATCH_BYTES = 4 * 2**20
 _BATCH_ROWS = 64
@@ -168,8 +170,12 @@ class Vault:
 
     @property
     def tombstones(self) -> frozenset[str]:
-        """Pseudonyms of erased patients."""
+        """Pseudonyms of erased patients, and :meth:`tombstone` of each of their images."""
         return frozenset(self._state.tombstones)
+
+    def tombstone(self, digest: str) -> str:
+        """What is remembered of an erased image with this pixel digest; nobody without the key can compare it."""
+        return f"{PIXELS}{self.mac(b'erased ' + digest.encode())[:32]}"
 
     def __len__(self) -> int:
         """How many images there are."""
@@ -206,17 +212,19 @@ class Vault:
         return number
 
     def erase(self, patients: Iterable[str]) -> int:
-        """Remove all images of ``patients`` and remember each as a tombstone, in one transaction; returns how many.
+        """Remove all images of ``patients`` and remember them as tombstones, in one transaction; returns how many.
 
+        A patient's own pseudonym is one tombstone, a keyed digest of each image another: a copy of it under no name or
+        another's shall not come back either.
         Freed pages are overwritten with zeros. What a file system, an SSD or a backup still holds of the old
         ciphertext becomes unreadable only with :func:`reencrypt` and the end of the old key.
         """
         wanted = frozenset(patients)
         with self.changing() as change:
-            gone = [row.id for row in self.each() if row.patient in wanted]
-            for row_id in gone:
-                change.remove(row_id)
-            change.tombstones |= wanted
+            gone = [row for row in self.each() if row.patient in wanted]
+            for row in gone:
+                change.remove(row.id)
+            change.tombstones |= wanted | {self.tombstone(row.digest) for row in gone}
         return len(gone)
 
     def migrate(self) -> None:

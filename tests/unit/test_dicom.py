@@ -107,9 +107,21 @@ def without(made: Any, *keywords: str) -> Any:
     return made
 
 
-def syntax(made: Any, value: str) -> Any:
-    made.file_meta.TransferSyntaxUID = value
-    return made
+def syntax(made: Any, value: str) -> bytes:
+    """``made`` as a file that states another transfer syntax than it has."""
+    whole = content(made)
+    stated = uid.ExplicitVRLittleEndian.encode() + b"\0"
+    padded = value.encode() + b"\0" * (len(value) % 2)
+    at = whole.index(b"UI" + struct.pack("<H", len(stated)) + stated)
+    group = struct.pack("<I", struct.unpack_from("<I", whole, 140)[0] + len(padded) - len(stated))
+    return (
+        whole[:140]
+        + group
+        + whole[144 : at + 2]
+        + struct.pack("<H", len(padded))
+        + padded
+        + whole[at + 4 + len(stated) :]
+    )
 
 
 def compressed(frame: bytes, stated: str, **tags: Any) -> bytes:
@@ -118,7 +130,8 @@ def compressed(frame: bytes, stated: str, **tags: Any) -> bytes:
     made.PixelData = pydicom.encaps.encapsulate([frame])
     made["PixelData"].is_undefined_length = True
     made["PixelData"].VR = "OB"
-    return content(syntax(made, stated))
+    made.file_meta.TransferSyntaxUID = uid.UID(stated)
+    return content(made)
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,16 @@ def test_opt_outs_and_erased_patients_stay_out(site: Site) -> None:
     assert (summary.images, summary.known, reasons(summary)) == (0, 1, {"withheld": 1, "erased": 1})
 
 
+def test_an_erased_picture_does_not_come_back_without_its_name(site: Site) -> None:
+    png(site.scans / "a.png", 1)
+    site.run(labelled(site, "file,patient,label\na.png,P1,normal\n"))
+    with site.open() as vault:
+        vault.erase([Pseudonyms(vault.secret).patient("P1")])
+    (site.scans / "a.png").rename(site.scans / "b.png")
+    cv2.imwrite(str(site.scans / "c.bmp"), picture(1))
+    assert reasons(site.run()) == {"erased": 2}
+
+
 def test_a_patient_keeps_one_split(site: Site) -> None:
     png(site.scans / "a.png", 1)
     site.run(labelled(site, "file,patient,label,split\na.png,P1,normal,test\n"))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from client.vault.keys import create_key_file, provider
 from client.vault.store import Record, Vault
+from client.vault.stored_view import StoredView
 from client.vault.view import View, ViewCache, prepare_view, view_key
 from common.errors import DataError, VaultError
 from common.preprocess import prepare, prepare_mask
@@ -257,13 +258,16 @@ def test_the_cache_keeps_to_its_cap_and_drops_the_least_recently_used(folder: Pa
         vault.close()
 
 
-def test_a_view_larger_than_the_cap_is_made_afresh_and_evicts_nothing(vault: Vault) -> None:
+def test_a_view_larger_than_the_cap_is_stored_and_evicts_nothing(vault: Vault) -> None:
     cache = ViewCache(2000)
     small = cache.get(vault, study(image={"size": 8}), "train")
     assert cache.bytes == small.bytes
-    assert len(cache.get(vault, study(), "train")) == 10
+    large = cache.get(vault, study(), "train")
+    assert isinstance(large, StoredView)
+    assert torch.equal(large.floats(torch.arange(10)), prepare_view(vault, study(), "train").floats(torch.arange(10)))
     assert cache.get(vault, study(image={"size": 8}), "train") is small
-    assert ViewCache(0).get(vault, study(), "train").images.shape[0] == 10
+    assert isinstance(ViewCache(0).get(vault, study(), "train"), StoredView)
+    assert isinstance(ViewCache(0).get(vault, study(), "val"), View)  # nothing takes no room
     with pytest.raises(ValueError, match="cap_bytes"):
         ViewCache(-1)
 
