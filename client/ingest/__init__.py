@@ -3,7 +3,9 @@
 ========================  =====================================================================
 ``kinds``                 what travels between the parts: ``Rules`` in, ``Decoded`` or ``Refused`` out
 ``sources``               files, folders, ZIPs, DICOMDIR: what there is to read, and safely where
-``pool``, ``child``       a stranger's bytes are only ever parsed in a child process with limits
+``pool``, ``child``,      a stranger's bytes are only ever parsed in a child process with limits, and what it
+``answers``               answers is checked
+``sniff``, ``reasons``    what a file is, by its first bytes; why one is refused, in fixed words
 ``dicom``, ``images``,    one reader a family of formats; each runs in the child
 ``volumes``, ``arrays``
 ``deidentify``            the allow-list: which technical tags may leave the child, and how

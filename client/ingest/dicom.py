@@ -48,7 +48,9 @@ def read(content: bytes, rules: Rules) -> Decoded:
 
 
 def identify(source: bytes | bytearray | memoryview | Path) -> Identity:
-    """Who and what an object is, from a file or the start of one, reading no further than the pixels.
+    """Who and what an object is, from a file or a start of one that reaches its pixels, which are not read.
+
+    What lies beyond a shorter start is missing from the identity.
 
     Raises :class:`Refused`, and nothing else, where it is not a DICOM object or has no SOP Instance UID.
     """

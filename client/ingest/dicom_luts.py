@@ -40,7 +40,7 @@ def modality_values(tags: Tags, stored: NDArray[np.int32]) -> Values:
     """``stored`` after the Modality LUT or rescale (PS3.3 C.11.1), or as it is."""
     tables = tags.items("ModalityLUTSequence")
     if tables:
-        entries, first, _ = _table(tables[0], tags)
+        entries, first, _ = _table(tables[0], tags, stored)
         return entries[np.clip(stored - first, 0, len(entries) - 1)].astype(np.float64)
     linear = rescale(tags)
     values = stored.astype(np.float64)
@@ -54,7 +54,7 @@ def voi_values(tags: Tags, values: Values) -> Values | None:
     """
     tables = tags.items("VOILUTSequence")
     if tables:
-        entries, first, bits = _table(tables[0], tags)
+        entries, first, bits = _table(tables[0], tags, values)
         indices = np.clip(np.floor(values) - first, 0, len(entries) - 1).astype(np.int64)
         return np.asarray(np.minimum(entries[indices] / float((1 << bits) - 1), 1.0))
     if tags.get("WindowCenter") is None and tags.get("WindowWidth") is None:
@@ -76,16 +76,16 @@ def voi_values(tags: Tags, values: Values) -> Values | None:
     return np.clip((values - centre) / width + 0.5, 0.0, 1.0)
 
 
-def _table(item: Dataset, tags: Tags) -> tuple[NDArray[np.uint16], int, int]:
-    """Entries, first value mapped, bits an entry."""
+def _table(item: Dataset, tags: Tags, values: NDArray[Any]) -> tuple[NDArray[np.uint16], int, int]:
+    """Entries, first of the ``values`` that is mapped, bits an entry."""
     descriptor = raw_value(item, "LUTDescriptor")
     if descriptor is None or isinstance(descriptor, bytes) or len(descriptor) != 3:
         raise Refused(reasons.BAD_PIXEL_TAGS)
     count, first, bits = (whole(value) for value in descriptor)
     if count is None or first is None or bits is None or not 8 <= bits <= 16 or not 0 <= count <= 65536:
         raise Refused(reasons.BAD_PIXEL_TAGS)
-    # The first value mapped is signed where the pixels are, whatever VR it was written with.
-    if tags.get("PixelRepresentation") == 1 and first > 32767 and not tags.items("ModalityLUTSequence"):
+    # The first value mapped is signed where the values are, whatever VR it was written with.
+    if first > 32767 and values.min() < 0 and values.max() <= 32767:
         first -= 65536
     count = count or 65536
     data = raw_value(item, "LUTData")

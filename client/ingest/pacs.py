@@ -10,6 +10,7 @@ standard makes a PACS answer with, and nothing but UIDs, modality and study date
 from __future__ import annotations
 
 import json
+import logging
 import random
 import re
 import ssl
@@ -151,7 +152,7 @@ class Pacs:
         address = _address(url, bool(login.user or login.token))
         limits = httpx.Timeout(patience.read_s, connect=patience.connect_s)
         # trust_env: neither .netrc nor a proxy from the environment may take part.
-        with httpx.Client(
+        client = httpx.Client(
             base_url=address,
             verify=_trusted(login.ca),
             auth=httpx.BasicAuth(login.user, login.password) if login.user else None,
@@ -159,7 +160,8 @@ class Pacs:
             timeout=limits,
             follow_redirects=False,
             trust_env=False,
-        ) as client:
+        )
+        with _unlogged("httpx", "httpcore"), client:
             pacs = cls(client, address, rules, patience)
             pacs._probe()
             pacs._reached = True
@@ -195,7 +197,7 @@ class Pacs:
                         yield one
                     elif not has(one.uid):
                         name = f"{study}/{series.uid}/{one.uid}"
-                        yield Found(name, partial(self._retrieve, f"{path}/{one.uid}"))
+                        yield Found(name, partial(self._retrieve, f"{path}/{one.uid}"), named=False)
 
     def _listed(self, path: str, tag: str, asked: Mapping[str, str], name: str) -> Iterator[_Entry | Found]:
         """What the PACS lists at ``path``, each once; in place of what it cannot say, a file that is refused.
@@ -211,7 +213,7 @@ class Pacs:
                 if path == _STUDIES:
                     raise self._gone(refused.reason) from None
                 self._failed()
-                yield Found(f"{name}/list", partial(_refuse, refused.reason))
+                yield _missing(f"{name}/list", refused.reason)
                 return
             entries = [_Entry.of(values, tag) for values in page]
             new = {entry.uid for entry in entries if entry} - met
@@ -219,7 +221,7 @@ class Pacs:
                 return
             for number, entry in enumerate(entries, count):
                 if entry is None:
-                    yield Found(f"{name}/{number}", partial(_refuse, BAD_LIST))
+                    yield _missing(f"{name}/{number}", BAD_LIST)
                 elif entry.uid in new:
                     new.remove(entry.uid)
                     met.add(entry.uid)
@@ -427,8 +429,26 @@ def _single(header: str, content: bytearray) -> bytes:
     return bytes(memoryview(content)[start:end])
 
 
-def _refuse(reason: Reason) -> bytes:
-    raise Refused(reason)
+@contextmanager
+def _unlogged(*names: str) -> Iterator[None]:
+    """Addresses hold UIDs, and httpx logs each."""
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _missing(name: str, reason: Reason) -> Found:
+    """Something that is refused when it is read, and so listed."""
+
+    def read() -> bytes:
+        raise Refused(reason)
+
+    return Found(name, read, named=False)
 
 
 def _day(text: str | None, option: str) -> date | None:

@@ -8,7 +8,6 @@ hangs, dies or answers nonsense costs its file, is replaced, and the import goes
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import queue
 import select
@@ -22,26 +21,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 import client
-from client.ingest import dicom_reasons, reasons
-from client.ingest.child import LENGTH, LONGEST_TEXT, Role
-from client.ingest.kinds import Decoded, Identity, MaskOf, Picture, Reason, Refused, Rules, allowed_attributes
+from client.ingest import answers, dicom_reasons, reasons
+from client.ingest.child import LENGTH, Role
+from client.ingest.kinds import Decoded, Reason, Refused, Rules
 from common.errors import DataError
 
 _EXHAUSTED = {reasons.MEMORY.code, dicom_reasons.NO_MEMORY.code}  # who has failed to allocate is not trusted again
 _BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from client.ingest.child import main; main()"
-_REASONS = {reason.code: reason for reason in (*dicom_reasons.ALL, *reasons.ALL)}
 _START_SECONDS = 120.0
 _WALL_PER_CPU = 3.0
 _LONGEST_FRAME = 1 << 26
 _KEPT_BYTES = 1 << 26  # of shared memory, from one job to the next
-_ROUNDED = 1.05  # sides made square are rounded to whole pixels
 _LONGEST_CALL = 1 << 30  # bytes read or written at once; the kernel's limit is just under 2 GiB
 
 
@@ -128,7 +125,13 @@ class Pool:
     def _child(self) -> _Child:
         with contextlib.suppress(queue.Empty):
             return self._idle.get_nowait()
-        child = _Child(self._rules, self._command)
+        broken = DataError(
+            "the process that decodes images does not start; run `fedward site doctor` and see its findings"
+        )
+        try:
+            child = _Child(self._rules, self._command)
+        except OSError:
+            raise broken from None
         self._children.add(child)
         if self._closed:
             child.kill()
@@ -136,9 +139,7 @@ class Pool:
             self.held = child.start()
         except _Failure:
             self._end(child)
-            raise DataError(
-                "the process that decodes images does not start; run `fedward site doctor` and see its findings"
-            ) from None
+            raise broken from None
         return child
 
     def _end(self, child: _Child) -> None:
@@ -183,21 +184,21 @@ class _Child:
         """Send the rules and wait until it is ready: what holds. Raises :class:`_Failure`."""
         try:
             self._send(self._rules.model_dump_json().encode())
-            return frozenset(_Ready.model_validate_json(self._receive(_START_SECONDS)).held)
+            return frozenset(answers.Ready.model_validate_json(self._receive(_START_SECONDS)).held)
         except ValidationError:
             raise _Failure(reasons.NONSENSE) from None
 
     def decode(self, content: bytes, role: Role) -> Decoded | Refused:
         try:
             _write(self._inbox, content)
-            self._send(_Request(role=role, size=len(content)).model_dump_json().encode())
-            reply = _Reply.model_validate_json(self._receive(_WALL_PER_CPU * self._rules.seconds))
-            if reply.refused is not None:
-                self.spent = reply.refused in _EXHAUSTED
-                return Refused(_reason(reply.refused))
-            return self._checked(reply.decoded, role)
-        except ValidationError:  # its text would quote the answer
+            self._send(answers.Request(role=role, size=len(content)).model_dump_json().encode())
+            reply = answers.Reply.model_validate_json(self._receive(_WALL_PER_CPU * self._rules.seconds))
+            self.spent = reply.refused in _EXHAUSTED
+            return answers.taken(reply, role, self._rules, self._pixels)
+        except (ValidationError, answers.Nonsense):  # its text would quote the answer
             failure = _Failure(reasons.NONSENSE)
+        except (MemoryError, OSError):  # of this process, or of the shared memories
+            failure = _Failure(reasons.MEMORY)
         except _Failure as error:
             failure = error
         finally:
@@ -206,12 +207,12 @@ class _Child:
         return Refused(failure.reason)
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        if self._process.returncode is None:
-            self.kill()
+        self.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()
@@ -253,6 +254,17 @@ class _Child:
             return reasons.NONSENSE
         return reasons.TIMEOUT if ended == -signal.SIGXCPU else reasons.CRASHED
 
+    def _pixels(self, dtype: str, shape: tuple[int, ...], start: int) -> NDArray[Any]:
+        """A copy, never through a mapping, which the child could shorten or change under our eyes."""
+        array = np.empty(shape, dtype)
+        view, done = array.data.cast("B"), 0
+        while done < len(view):
+            read = os.preadv(self._outbox, [view[done : done + _LONGEST_CALL]], start + done)
+            if read == 0:
+                raise _Failure(reasons.NONSENSE)
+            done += read
+        return array
+
     def _release(self, size: int) -> None:
         """Give memory back after a large file; pages are kept for small ones, new ones cost more than the copy."""
         if size > _KEPT_BYTES:
@@ -260,111 +272,6 @@ class _Child:
         if os.fstat(self._outbox).st_blocks * 512 > _KEPT_BYTES:
             os.ftruncate(self._outbox, 0)
             os.ftruncate(self._outbox, self._rules.memory_mib << 20)
-
-    def _checked(self, reply: _Decoded | None, role: Role) -> Decoded:
-        """``reply`` with its pixels, where it keeps the rules. Raises :class:`_Failure`."""
-        if reply is None or max(len(reply.pictures), len(reply.masks)) > self._rules.largest_frames:
-            raise _Failure(reasons.NONSENSE)
-        if role == "identity" and (reply.pictures or reply.masks):
-            raise _Failure(reasons.NONSENSE)
-        end = 0
-        shapes = [(one.shape, one.dtype) for one in reply.pictures] + [(one.shape, "uint8") for one in reply.masks]
-        if sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes) > self._rules.memory_mib << 20:
-            raise _Failure(reasons.NONSENSE)
-
-        def pixels(dtype: str, shape: tuple[int, ...], *, mask: bool) -> NDArray[Any]:
-            nonlocal end
-            if shape[0] * shape[1] > _ROUNDED * self._rules.largest_pixels or (
-                mask and (len(shape), dtype) != (2, "uint8")
-            ):
-                raise _Failure(reasons.NONSENSE)
-            if len(shape) == 3 and (shape[2], dtype) != (3, "uint8"):
-                raise _Failure(reasons.NONSENSE)
-            array = np.empty(shape, dtype)
-            _read(self._outbox, array, end)
-            end += array.nbytes
-            if mask and array.max() > 1:
-                raise _Failure(reasons.NONSENSE)
-            return array
-
-        pictures = tuple(
-            Picture(
-                pixels(one.dtype, one.shape, mask=role == "mask"),
-                one.number,
-                allowed_attributes(one.attributes),
-                one.labels,
-                one.scale,
-            )
-            for one in reply.pictures
-        )
-        masks = tuple(
-            MaskOf(one.sop, one.frame, one.segment, pixels("uint8", one.shape, mask=True)) for one in reply.masks
-        )
-        return Decoded(Identity(**reply.identity.model_dump()), pictures, masks, reply.warnings)
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-_Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
-_Code = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+){0,7}$", max_length=64)]
-_Number = Annotated[int, Field(ge=0, lt=2**31)]
-_Side = Annotated[int, Field(ge=1, lt=2**31)]
-_Scale = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-
-
-class _Ready(_Strict):
-    held: Annotated[tuple[_Code, ...], Field(max_length=16)]
-
-
-class _Request(_Strict):
-    role: Role
-    size: int
-
-
-class _Identity(_Strict):
-    patient: _Text
-    sop: _Text
-    study: _Text
-    series: _Text
-    accession: _Text
-
-
-class _Picture(_Strict):
-    dtype: Literal["uint8", "uint16", "int16"]
-    shape: Annotated[tuple[_Side, ...], Field(min_length=2, max_length=3)]
-    number: _Number
-    attributes: Annotated[dict[_Text, _Text], Field(max_length=64)]
-    labels: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=64)]
-    scale: tuple[_Scale, _Scale]
-
-
-class _Mask(_Strict):
-    sop: _Text
-    frame: _Number
-    segment: _Number
-    shape: Annotated[tuple[_Side, ...], Field(min_length=2, max_length=2)]
-
-
-class _Decoded(_Strict):
-    identity: _Identity
-    pictures: tuple[_Picture, ...]
-    masks: tuple[_Mask, ...]
-    warnings: Annotated[tuple[_Code, ...], Field(max_length=32)]
-
-
-class _Reply(_Strict):
-    decoded: _Decoded | None = None
-    refused: _Code | None = None
-
-
-def _reason(code: str) -> Reason:
-    """The reason a child means. Raises :class:`_Failure` where there is none of that code."""
-    try:
-        return _REASONS[code]
-    except KeyError:
-        raise _Failure(reasons.NONSENSE) from None
 
 
 def _environment() -> dict[str, str]:
@@ -378,13 +285,3 @@ def _write(memory: int, content: bytes) -> None:
     view, done = memoryview(content), 0
     while done < len(view):
         done += os.pwrite(memory, view[done : done + _LONGEST_CALL], done)
-
-
-def _read(memory: int, array: NDArray[Any], start: int) -> None:
-    """Fill ``array``; never through a mapping, which a child could shorten or change under our eyes."""
-    view, done = array.data.cast("B"), 0
-    while done < len(view):
-        read = os.preadv(memory, [view[done : done + _LONGEST_CALL]], start + done)
-        if read == 0:
-            raise _Failure(reasons.NONSENSE)
-        done += read

@@ -150,7 +150,12 @@ def examine_rows(rows: Iterable[Row], *, synthetic: bool, generation: int) -> Re
         missing=_missing(columns),
         per_patient=_spread(per_patient),
         busy=_busy(per_patient, patients, ids),
-        near=near_duplicates(looks, patients[positions], ids[positions]),
+        near=near_duplicates(
+            looks,
+            patients[positions],
+            ids[positions],
+            {name: values[positions] for name, values in columns.measures()},
+        ),
         odd=odd,
         outliers=listed,
         forms=dict(sorted(columns.forms().items())),

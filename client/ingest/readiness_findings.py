@@ -141,8 +141,8 @@ def _of_classes(found: Readiness) -> Iterator[Finding]:
         if len(people) > 1 and max(people) > IMBALANCE * min(people):
             yield Finding(
                 "unsure",
-                f"“{word(column)}”: strong imbalance, {number(max(people) // min(people))} patients of the most frequent "
-                "class for one of the rarest",
+                f"“{word(column)}”: strong imbalance, {number(max(people) // min(people))} patients of the most "
+                "frequent class for one of the rarest",
                 "judge models by AUC and by each class's sensitivity, not by accuracy; a study can weight classes "
                 "(class_weighting: balanced)",
             )

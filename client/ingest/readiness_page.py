@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from client.ingest.importer import Summary
 
 _SEARCHED = (
-    f"Pictures count as nearly the same where a difference hash of 64 bits differs in at most {NEAR_BITS}: also after "
-    "scaling, brightening or another compression. Such a hash can err: look before you erase."
+    f"Two pictures count as nearly the same where a difference hash of 64 bits differs in at most {NEAR_BITS}, and "
+    "brightness, contrast and sharpness agree: also after scaling or another compression, not after turning, cropping "
+    "or brightening. This can err: look before you erase."
 )
 
 
@@ -210,8 +211,8 @@ def _duplicates(found: Readiness, summary: Summary) -> list[Block]:
     if not near.complete:
         blocks.append(
             Paragraph(
-                f"Many images here look alike. Each was compared with up to {FARTHEST} of its likeliest twins in each "
-                "of 16 orders; there may be more pairs.",
+                f"Many images here look alike. Each was compared with up to {FARTHEST} of the likeliest in each of 16 "
+                "orders; there may be more pairs.",
                 "unsure",
             )
         )

@@ -19,7 +19,7 @@ FEWEST = 20
 """A modality with fewer images has no usual value."""
 LISTED = 20
 _NORMAL = 1.4826  # makes the MAD of normal data their standard deviation
-_LEAST = {"mean": 0.01, "spread": 0.01, "dark": 0.02, "bright": 0.02, "sharpness": 0.1}
+_LEAST = {"mean": 0.01, "spread": 0.01, "dark": 0.05, "bright": 0.05, "sharpness": 0.1}
 """The least standard deviation that is taken for true: where most images agree to the last digit, all others would be
 odd. Shares of the grey range; of sharpness, octaves."""
 _SHARPEST_BLUR = 1e-4  # below it differences are rounding

@@ -15,6 +15,7 @@ import re
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -282,15 +283,20 @@ def _received(receive: Callable[[int], bytearray], count: int) -> bytearray:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """pynetdicom's log lines and pydicom's warnings quote titles, UIDs and values."""
-    logger, settings = logging.getLogger("pynetdicom"), pydicom.config.settings
-    before = logger.level, _config.LOG_HANDLER_LEVEL, settings.reading_validation_mode, settings.writing_validation_mode
-    logger.setLevel(logging.CRITICAL + 1)
-    _config.LOG_HANDLER_LEVEL = "none"
-    settings.reading_validation_mode = settings.writing_validation_mode = pydicom.config.IGNORE
-    try:
-        yield
-    finally:
-        logger.setLevel(before[0])
-        _config.LOG_HANDLER_LEVEL = before[1]
-        settings.reading_validation_mode, settings.writing_validation_mode = before[2:]
+    """pynetdicom's and pydicom's log lines and warnings quote titles, UIDs and values."""
+    loggers, settings = [logging.getLogger(name) for name in ("pynetdicom", "pydicom")], pydicom.config.settings
+    levels, handlers = [logger.level for logger in loggers], _config.LOG_HANDLER_LEVEL
+    modes = settings.reading_validation_mode, settings.writing_validation_mode
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        _config.LOG_HANDLER_LEVEL = "none"
+        settings.reading_validation_mode = settings.writing_validation_mode = pydicom.config.IGNORE
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+            _config.LOG_HANDLER_LEVEL = handlers
+            settings.reading_validation_mode, settings.writing_validation_mode = modes

@@ -17,20 +17,18 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from client.ingest.kinds import Reason, Refused, Rules
+from client.ingest.reasons import LARGE, UNREADABLE
 from common.errors import DataError
 
 OUTSIDE = Reason("outside-source", "source", "a link that leads out of the folder", "copy the file into the folder")
 NOT_A_FILE = Reason("not-a-file", "source", "a pipe, socket or device, not a file", "leave it out")
-UNREADABLE = Reason("unreadable-file", "source", "the file cannot be read", "check its permissions and the disk")
-TOO_LARGE = Reason("too-large", "source", "larger than import.largest_bytes", "raise import.largest_bytes in site.yaml")
 BAD_ZIP = Reason("bad-zip", "source", "a damaged ZIP", "make the archive again")
 ENCRYPTED_ZIP = Reason("encrypted-zip", "source", "a ZIP member with a password", "unpack it and import the folder")
 NESTED_ZIP = Reason("nested-zip", "source", "a ZIP inside a ZIP", "unpack the outer one and import the folder")
-REASONS = (OUTSIDE, NOT_A_FILE, UNREADABLE, TOO_LARGE, BAD_ZIP, ENCRYPTED_ZIP, NESTED_ZIP)
 
 _MOST_MEMBERS = 1_000_000
 _ZIP = b"PK\x03\x04"
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, NotImplementedError, RuntimeError)
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, RuntimeError)
 """What ``zipfile`` raises for archives that are damaged or lie."""
 _INDEX = "DICOMDIR"
 
@@ -145,7 +143,7 @@ def _read_file(path: Path, root: Path, rules: Rules) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise Refused(NOT_A_FILE)
             if status.st_size > rules.largest_bytes:
-                raise Refused(TOO_LARGE)
+                raise Refused(LARGE)
             return file.read()
     except OSError:
         special = path.exists() and not path.is_file()
@@ -163,7 +161,7 @@ def _read_member(path: Path, member: str, rules: Rules) -> bytes:
     except _BROKEN:
         raise Refused(BAD_ZIP) from None
     if len(content) > rules.largest_bytes:
-        raise Refused(TOO_LARGE)
+        raise Refused(LARGE)
     if content.startswith(_ZIP) and not member.endswith(".npz"):
         raise Refused(NESTED_ZIP)
     return content

@@ -130,7 +130,7 @@ def test_unbroken_files_are_what_they_are(pool: Pool) -> None:
     assert decoded >= set(FILES) - set(OBJECTS) | set(OBJECTS[:6]) and len(FILES) >= 22
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(file=broken, role=st.sampled_from(("image", "image", "mask", "identity")))
 def test_broken_files_are_decoded_within_the_rules_or_refused(pool: Pool, file: Broken, role: Role) -> None:
     ((_, result),) = pool.results([Job(0, file.content(), role)])
@@ -144,7 +144,7 @@ def test_broken_files_are_decoded_within_the_rules_or_refused(pool: Pool, file: 
         assert role != "mask" or int(one.pixels.max()) <= 1
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(start=st.sampled_from(sorted(FILES)), length=st.integers(0, 140), rest=st.binary(max_size=400))
 def test_the_start_of_a_file_and_then_anything(pool: Pool, start: str, length: int, rest: bytes) -> None:
     ((_, result),) = pool.results([Job(0, FILES[start][:length] + rest)])

@@ -300,6 +300,18 @@ def test_a_table_that_lies_is_refused(descriptor: list[int], entries: int, kind:
     assert code_of(made) == "bad-pixel-tags"
 
 
+@pytest.mark.parametrize("written", ["US", "SS"])
+@pytest.mark.parametrize("kind", ["ModalityLUTSequence", "VOILUTSequence"])
+def test_the_first_value_of_a_table_is_signed_where_the_pixels_are(written: str, kind: str) -> None:
+    stored = np.arange(-128, 128, dtype=np.int16).reshape(16, 16)
+    table = item()
+    first = -128 if written == "SS" else 65536 - 128
+    table.add_new("LUTDescriptor", written, [256, first, 16])
+    table.add_new("LUTData", "OW", (np.arange(256, dtype=np.uint16) * 257).tobytes())
+    expected = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    np.testing.assert_array_equal(pixels_of(dataset(stored, **{kind: [table]})), expected)
+
+
 # --- spacing and size ---------------------------------------------------------------------------------
 
 

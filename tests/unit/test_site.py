@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,8 @@ def test_a_pooled_site_is_its_members_together(homes: dict[str, Path]) -> None:
     assert len(pooled.vaults) == 3
     for split in ("train", "val", "test"):
         joined, parts = pooled.view(study, split), [member.view(study, split) for member in members]
-        assert torch.equal(joined.images, torch.cat([part.images for part in parts]))
+        rows = [part.floats(torch.arange(len(part))) for part in parts]
+        assert torch.equal(joined.floats(torch.arange(len(joined))), torch.cat(rows))
         assert joined.patient_count == sum(part.patient_count for part in parts)
         assert pooled.images(study)[split] == sum(member.images(study)[split] for member in members)
     for site in (pooled, *members):
@@ -146,8 +148,9 @@ def test_a_view_that_does_not_fit_on_the_gpu_stays_in_main_memory(
 
     monkeypatch.setattr(View, "to", move)
     opened = Site.open(homes["site-1"], ViewCache(1 << 30))
-    site = Site(opened.config, opened.directory, opened.vaults, torch.device("cuda:0"), opened.views)
+    site = replace(opened, device=torch.device("cuda:0"))
     view = site.view(fed.study(), "train")
+    assert isinstance(view, View)
     assert moves == ["cuda:0", "cpu"]
     assert view.device == torch.device("cpu")
     assert len(view) == opened.images(fed.study())["train"]

@@ -57,7 +57,7 @@ def test_links_stay_inside(tmp_path: Path) -> None:
         "real.png": b"real",
         "out.png": "outside-source",
         "in.png": b"real",
-        "gone.png": "unreadable-file",
+        "gone.png": "unreadable",
     }
 
 

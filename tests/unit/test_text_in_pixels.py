@@ -83,7 +83,7 @@ def test_it_is_cheap() -> None:
         detect(picture)
         return time.perf_counter() - start
 
-    assert min(once() for _ in range(5)) < 0.03  # measured 4 to 8 ms; machines are busy
+    assert min(once() for _ in range(5)) < 0.05  # measured 5 to 13 ms; machines are busy
 
 
 def test_the_reader_warns_of_text() -> None:

@@ -60,9 +60,9 @@ def flipped(table: str, column: str, row: str, at: int) -> Callable[[bytes], byt
     def edit(content: bytes) -> bytes:
         with closing(sqlite3.connect(":memory:")) as connection:
             connection.deserialize(content)
-            (value,) = connection.execute(f"SELECT {column} FROM {table} WHERE {row}").fetchone()  # noqa: S608
+            (value,) = connection.execute(f"SELECT {column} FROM {table} WHERE {row}").fetchone()
             value = value[:at] + bytes([value[at] ^ 1]) + value[at + 1 :]
-            connection.execute(f"UPDATE {table} SET {column} = ? WHERE {row}", (value,))  # noqa: S608
+            connection.execute(f"UPDATE {table} SET {column} = ? WHERE {row}", (value,))
             connection.commit()
             return connection.serialize()
 
@@ -88,7 +88,11 @@ BROKEN = (
     Broken("cut inside of SQLite's header", lambda content: content[:60], NO_VAULT),
     Broken("truncated", lambda content: content[:8192], "damaged: database disk image is malformed"),
     Broken("wrong application id", written(68, b"SQLi"), NO_VAULT),
-    Broken("newer format", written(60, b"\0\0\0\3"), "vault {vault} has format 3, this fedward reads up to 2: upgrade fedward"),
+    Broken(
+        "newer format",
+        written(60, b"\0\0\0\3"),
+        "vault {vault} has format 3, this fedward reads up to 2: upgrade fedward",
+    ),
     Broken("format 0", written(60, bytes(4)), "damaged: its header is not that of a vault"),
     Broken("write-ahead log", written(18, b"\2\2"), "damaged: its header is not that of a vault"),
     Broken("extra table", "CREATE TABLE notes (text)", "damaged: its tables are not those of a vault"),
@@ -102,7 +106,8 @@ BROKEN = (
     Broken("no header", "DELETE FROM header", "damaged: its header is not readable"),
     Broken(
         "exchanged header",
-        "UPDATE header SET (vault_id, wrapped, commitment) = (SELECT vault_id, wrapped, commitment FROM stranger.header)",
+        "UPDATE header SET (vault_id, wrapped, commitment) = "
+        "(SELECT vault_id, wrapped, commitment FROM stranger.header)",
         "damaged: its manifest or header fails authentication",
     ),
     Broken("exchanged vault id", flipped("header", "vault_id", "one = 1", 0), WRONG_KEY),
@@ -113,7 +118,9 @@ BROKEN = (
     ),
     Broken("wrapped key truncated", "UPDATE header SET wrapped = substr(wrapped, 1, 40)", WRONG_KEY),
     Broken("wrapped key flipped", flipped("header", "wrapped", "one = 1", 40), WRONG_KEY),
-    Broken("wrapped key of another vault", "UPDATE header SET wrapped = (SELECT wrapped FROM stranger.header)", WRONG_KEY),
+    Broken(
+        "wrapped key of another vault", "UPDATE header SET wrapped = (SELECT wrapped FROM stranger.header)", WRONG_KEY
+    ),
     Broken(
         "wrong commitment",
         flipped("header", "commitment", "one = 1", 31),
@@ -136,7 +143,8 @@ BROKEN = (
     ),
     Broken(
         "erased row put back",
-        "INSERT INTO image SELECT * FROM older.image WHERE id = 4; INSERT INTO pixels SELECT * FROM older.pixels WHERE id = 4",
+        "INSERT INTO image SELECT * FROM older.image WHERE id = 4; "
+        "INSERT INTO pixels SELECT * FROM older.pixels WHERE id = 4",
         "damaged: it has 6 images where its manifest says 5",
     ),
     Broken(
@@ -149,8 +157,12 @@ BROKEN = (
         "UPDATE image SET (seal, meta) = (SELECT seal, meta FROM older.image WHERE id = 1) WHERE id = 1",
         "damaged: its images are not those of its manifest",
     ),
-    Broken("flipped pixel tag", flipped("image", "seal", "id = 1", 55), "damaged: its images are not those of its manifest"),
-    Broken("seal too short", "UPDATE image SET seal = substr(seal, 1, 56) WHERE id = 1", "damaged: an image has no seal"),
+    Broken(
+        "flipped pixel tag", flipped("image", "seal", "id = 1", 55), "damaged: its images are not those of its manifest"
+    ),
+    Broken(
+        "seal too short", "UPDATE image SET seal = substr(seal, 1, 56) WHERE id = 1", "damaged: an image has no seal"
+    ),
     Broken(
         "pixels flipped",
         flipped("pixels", "data", "id = 1", 0),
@@ -169,9 +181,21 @@ BROKEN = (
         "damaged: the pixels of image 1 fail authentication",
         "read 1",
     ),
-    Broken("swapped pixels", SWAP.format("pixels", 1, 3), "damaged: the pixels of image 1 fail authentication", "read 1"),
-    Broken("labels flipped", flipped("image", "meta", "id = 2", 0), "damaged: the labels of image 2 fail authentication", "read 2"),
-    Broken("mask flipped", flipped("mask", "data", "id = 3", 0), "damaged: the mask of image 3 fails authentication", "mask 3"),
+    Broken(
+        "swapped pixels", SWAP.format("pixels", 1, 3), "damaged: the pixels of image 1 fail authentication", "read 1"
+    ),
+    Broken(
+        "labels flipped",
+        flipped("image", "meta", "id = 2", 0),
+        "damaged: the labels of image 2 fail authentication",
+        "read 2",
+    ),
+    Broken(
+        "mask flipped",
+        flipped("mask", "data", "id = 3", 0),
+        "damaged: the mask of image 3 fails authentication",
+        "mask 3",
+    ),
     Broken("missing pixels", "DELETE FROM pixels WHERE id = 3", "damaged: image 3 has lost its pixels", "read 3"),
     Broken(
         "pixels of no row",
