@@ -8,8 +8,15 @@
 ``sniff``, ``reasons``    what a file is, by its first bytes; why one is refused, in fixed words
 ``dicom``, ``images``,    one reader a family of formats; each runs in the child
 ``volumes``, ``arrays``
+``pixels``, ``dicom_…``   a DICOM object's parts: decoding, look-up tables, tags, terms, reasons
+``segmentation``          masks out of DICOM SEG
 ``deidentify``            the allow-list: which technical tags may leave the child, and how
-``labels``                label sheets, readers, consensus, opt-outs, lesion boxes
+``text_in_pixels``        a warning where writing seems to be burned into the pixels
+``pseudonyms``            keyed names for patients, files and objects
+``labels``, ``readers``,  label sheets; two readers, consensus, Cohen's κ; opt-outs; lesion boxes; labels that come
+``consent``, ``boxes``,   later
+``relabel``
+``quality``               how an image looks, and whether it looks odd
 ``importer``              the order of it all: resumable, idempotent, one bad study stops nothing
 ``pacs``, ``receive``     DICOMweb and C-STORE
 ``readiness``             the report on what came in

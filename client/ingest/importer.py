@@ -324,6 +324,8 @@ class Importer:
             raise Refused(SAME_PIXELS if self._digests[digest] == patient else OTHER_PATIENT)
         self._digests[digest] = patient
         look, measures = measure(pixels)
+        if picture.scale != (1.0, 1.0):  # masks and boxes that come later are in source pixels
+            measures = {**measures, "scale_down": picture.scale[0], "scale_across": picture.scale[1]}
         labels = dict(said.labels) if said else {}
         if picture.labels and not any(labels.values()):
             labels = {"label": picture.labels}
@@ -427,9 +429,11 @@ class Importer:
 
 
 def _fitted(mask: NDArray[np.uint8], row: Row) -> NDArray[np.uint8]:
-    """``mask`` on the pixels of an image that was scaled when it was imported: nearest neighbour at pixel centres."""
+    """``mask``, drawn on the source's pixels or on the stored ones, on the stored ones: nearest neighbour at centres."""
     height, width = row.shape[:2]
-    if abs(mask.shape[0] * width - mask.shape[1] * height) > max(height, width, *mask.shape):
+    source = round(height / row.measures.get("scale_down", 1.0)), round(width / row.measures.get("scale_across", 1.0))
+    near = all(abs(side - wanted) <= 1 for side, wanted in zip(mask.shape, source, strict=True))
+    if not near and mask.shape != (height, width):
         raise Refused(MASK_SHAPE)
     if mask.shape != (height, width):
         mask = np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)

@@ -36,7 +36,7 @@ ATTRIBUTES = (
 )
 """Every attribute that an import may give an image; anything else stops at the child's door."""
 
-_VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+/<>-]{0,63}")
+_VALUE = re.compile(r"-?[A-Za-z0-9][A-Za-z0-9 ._+/<>-]{0,62}")
 
 
 def allowed_attributes(attributes: Mapping[str, str]) -> dict[str, str]:

@@ -28,7 +28,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from client.ingest.kinds import Reason, Refused, Rules
-from client.ingest.sources import TOO_LARGE, Found
+from client.ingest.reasons import LARGE
+from client.ingest.sources import Found
 from common.errors import DataError
 
 FAILED = Reason(
@@ -237,7 +238,7 @@ class Pacs:
         try:
             status, page = self._get(path, asked, "application/dicom+json", _LARGEST_LIST, self._page)
         except Refused as refused:
-            if refused.reason is TOO_LARGE:
+            if refused.reason is LARGE:
                 raise self._too_many() from None
             raise
         if status in (404, 405) and path == _STUDIES and first:
@@ -266,7 +267,7 @@ class Pacs:
             if content is None:
                 raise Refused(WITHHELD)
             if len(content) > most:
-                raise Refused(TOO_LARGE)
+                raise Refused(LARGE)
         except Refused:
             self._failed()
             raise
@@ -328,13 +329,13 @@ class Pacs:
         if response.headers.get("content-encoding", "identity") != "identity":
             raise Refused(NONSENSE)
         if stated.isdecimal() and int(stated[:20]) > most:
-            raise Refused(TOO_LARGE)
+            raise Refused(LARGE)
         content = bytearray()
         start = time.monotonic()
         for piece in response.iter_raw():
             content += piece
             if len(content) > most:
-                raise Refused(TOO_LARGE)
+                raise Refused(LARGE)
             if len(content) < (time.monotonic() - start - self._patience.read_s) * _SLOWEST:
                 raise _Broken
         return content

@@ -1,11 +1,11 @@
-"""What a vault holds, in counts: :func:`examine`. No pixel is read, no name or pseudonym is in the result."""
+"""What a vault holds, in counts: :func:`examine`. No name or pseudonym is in the result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from client.ingest.kinds import ATTRIBUTES
 from client.ingest.readers import PREFIX, Agreement, agreement
 from client.ingest.readiness_columns import Codes, Columns, Words
-from client.ingest.readiness_looks import NearDuplicates, near_duplicates
+from client.ingest.readiness_looks import NearDuplicates, Twins, near_duplicates, twins
 from client.ingest.readiness_quality import Outlier, outliers
 from client.vault.records import Row
 from client.vault.store import Vault
@@ -97,6 +97,9 @@ class Readiness:
     busy: tuple[Busy, ...] = ()
     """All patients with very many images, most first."""
     near: NearDuplicates = NO_PAIRS
+    """Candidates by hash and measures."""
+    twins: tuple[Twins, ...] = ()
+    """Of ``near.pairs`` those whose pixels are nearly the same: one picture under two patients."""
     odd: int = 0
     """Images with an unusual measure."""
     outliers: tuple[Outlier, ...] = ()
@@ -112,12 +115,17 @@ class Readiness:
 
 
 def examine(vault: Vault) -> Readiness:
-    """Count what is in ``vault``. Rows are read one at a time; of each some numbers are kept."""
-    return examine_rows(vault.each(), synthetic=vault.synthetic, generation=vault.generation)
+    """Count what is in ``vault``. Rows are read one at a time; of each some numbers are kept.
+
+    Pixels are read of at most 400 images, to tell near duplicates. Raises :class:`VaultError`.
+    """
+    return examine_rows(vault.each(), vault.read, synthetic=vault.synthetic, generation=vault.generation)
 
 
-def examine_rows(rows: Iterable[Row], *, synthetic: bool, generation: int) -> Readiness:
-    """:func:`examine` for rows from anywhere; their order does not matter."""
+def examine_rows(
+    rows: Iterable[Row], read: Callable[[int], NDArray[Any]], *, synthetic: bool, generation: int
+) -> Readiness:
+    """:func:`examine` for rows from anywhere; their order does not matter. ``read`` gives an image's pixels."""
     columns = Columns(rows)
     if not len(columns):
         return Readiness(synthetic=synthetic, generation=generation)
@@ -128,6 +136,8 @@ def examine_rows(rows: Iterable[Row], *, synthetic: bool, generation: int) -> Re
         labelled |= words.codes > 0
     sides = {"split": columns.splits, **columns.attributes}
     positions, looks = columns.looks()
+    seen = {name: values[positions] for name, values in columns.measures()}
+    near = near_duplicates(looks, patients[positions], ids[positions], seen)
     odd, listed = outliers(columns.measures(), columns.attributes["modality"], ids)
     shorter, longer = (_spread(side) for side in columns.sides())
     per_patient = np.bincount(patients)
@@ -150,12 +160,8 @@ def examine_rows(rows: Iterable[Row], *, synthetic: bool, generation: int) -> Re
         missing=_missing(columns),
         per_patient=_spread(per_patient),
         busy=_busy(per_patient, patients, ids),
-        near=near_duplicates(
-            looks,
-            patients[positions],
-            ids[positions],
-            {name: values[positions] for name, values in columns.measures()},
-        ),
+        near=near,
+        twins=twins(near.pairs, read),
         odd=odd,
         outliers=listed,
         forms=dict(sorted(columns.forms().items())),

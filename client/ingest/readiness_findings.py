@@ -79,12 +79,13 @@ def _of_import(summary: Summary, notes: Sequence[str]) -> Iterator[Finding]:
 
 
 def _of_duplicates(found: Readiness) -> Iterator[Finding]:
-    near = found.near
-    if near.different:
+    near, twins = found.near, len(found.twins)
+    if twins:
+        all_seen = near.complete and near.different <= len(near.pairs)
         yield Finding(
             "bad",
-            f"{'' if near.complete else 'at least '}{plural(near.different, 'pair')} of images of different patients "
-            f"look{'s' if near.different == 1 else ''} nearly the same",
+            f"{'' if all_seen else 'at least '}{plural(twins, 'pair')} of images of different patients "
+            f"{_was(twins, 'looks', 'look')} nearly the same",
             "compare them: the same picture under two patients leaks from training into testing; correct the patient's "
             "number at the source, or erase one of the two",
         )

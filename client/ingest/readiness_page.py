@@ -11,7 +11,7 @@ from client.ingest import readiness_tables as tables
 from client.ingest.readiness_columns import GROUPED
 from client.ingest.readiness_counts import CROSSED, Readiness
 from client.ingest.readiness_findings import Finding, findings
-from client.ingest.readiness_looks import FARTHEST, NEAR_BITS, PLAIN_PATIENTS
+from client.ingest.readiness_looks import CHECKED, CORRELATION, FARTHEST, NEAR_BITS, PLAIN_PATIENTS, SIDE
 from client.ingest.readiness_quality import FEWEST, LIMIT
 from client.ingest.readiness_words import number, percent, plural, word
 from common.html import Banner, Block, Facts, Page, Paragraph, Row, Section, Statement, Tiles, Tone
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from client.ingest.importer import Summary
 
 _SEARCHED = (
-    f"Two pictures count as nearly the same where a difference hash of 64 bits differs in at most {NEAR_BITS}, and "
-    "brightness, contrast and sharpness agree: also after scaling or another compression, not after turning, cropping "
-    "or brightening. This can err: look before you erase."
+    f"Two pictures may be the same where a difference hash of 64 bits differs in at most {NEAR_BITS}, and brightness, "
+    f"contrast and sharpness agree; of different patients' such pairs the {CHECKED} most alike are compared pixel by "
+    f"pixel ({SIDE} × {SIDE}, correlation of {CORRELATION} or more). That finds scaled and newly compressed copies, not "
+    "turned or cropped ones. It can err: look before you erase."
 )
 
 
@@ -190,23 +191,23 @@ def _duplicates(found: Readiness, summary: Summary) -> list[Block]:
     if not found.images and not summary.duplicates:
         return []
     near = found.near
-    least = "" if near.complete else "at least "
     facts = [
         ("Exact, left out of this import", number(summary.duplicates)),
-        ("Nearly the same, two patients", f"{least}{plural(near.different, 'pair')}"),
-        ("Nearly the same, one patient", f"{least}{plural(near.same, 'pair')}"),
+        ("Nearly the same, two patients", plural(len(found.twins), "pair")),
+        ("Alike by hash, two patients", f"{'' if near.complete else 'at least '}{plural(near.different, 'pair')}"),
+        ("Alike by hash, one patient", f"{'' if near.complete else 'at least '}{plural(near.same, 'pair')}"),
     ]
     if near.plain:
         facts.append(("Not compared", f"{plural(near.plain, 'image')} with a look of over {PLAIN_PATIENTS} patients"))
     blocks: list[Block] = [Facts(facts)]
-    if near.pairs:
+    if found.twins:
         blocks += [
             Paragraph(
                 "The same picture under two patients leaks from training into testing, and makes a model look better "
                 "than it is.",
                 "bad",
             ),
-            tables.pairs(near),
+            tables.twins(found.twins),
         ]
     if not near.complete:
         blocks.append(

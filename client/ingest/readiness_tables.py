@@ -9,11 +9,12 @@ from client.ingest.kinds import Reason
 from client.ingest.readers import Agreement
 from client.ingest.readiness_counts import NONE, Count, Crossed, Readiness
 from client.ingest.readiness_findings import CONFOUNDED, FEW_IN_SPLIT, SPLITS, Finding, confounded
-from client.ingest.readiness_looks import NearDuplicates
+from client.ingest.readiness_looks import Twins
 from client.ingest.readiness_words import attribute, number, percent, plural, word
 from common.html import Block, Cell, Column, Facts, Table
 
 MOST_ROWS, MOST_COLUMNS = 30, 8
+LISTED = 20
 TEXT = False
 _FORMS = {
     "uint8 grey": "8 bits, grey",
@@ -189,21 +190,27 @@ def busy(found: Readiness) -> Table:
         [Column("Patient of image", numeric=TEXT), Column("Images"), Column("Share")],
         [
             [Cell(f"#{one.first}"), Cell(number(one.images)), Cell(percent(one.images, found.images))]
-            for one in found.busy[:20]
+            for one in found.busy[:LISTED]
         ],
-        f"The first 20 of {number(len(found.busy))}." if len(found.busy) > 20 else "",
+        f"The first {LISTED} of {number(len(found.busy))}." if len(found.busy) > LISTED else "",
     )
 
 
-def pairs(near: NearDuplicates) -> Table:
+def twins(found: Sequence[Twins]) -> Table:
     """Images of two patients that look nearly the same."""
     return Table(
         "Images of two patients that look nearly the same",
-        [Column("Image", numeric=TEXT), Column("And image"), Column("Bits of 64 that differ")],
-        [[Cell(f"#{pair.one}"), Cell(f"#{pair.other}"), Cell(number(pair.bits))] for pair in near.pairs],
-        f"The {len(near.pairs)} most alike of {number(near.different)} pairs."
-        if near.different > len(near.pairs)
-        else "",
+        [
+            Column("Image", numeric=TEXT),
+            Column("And image", numeric=TEXT),
+            Column("Correlation"),
+            Column("Bits of 64 that differ"),
+        ],
+        [
+            [Cell(f"#{one.one}"), Cell(f"#{one.other}"), Cell(f"{one.correlation:.3f}"), Cell(number(one.bits))]
+            for one in found[:LISTED]
+        ],
+        f"The {LISTED} most alike of {number(len(found))} pairs." if len(found) > LISTED else "",
     )
 
 

@@ -37,7 +37,7 @@ from pynetdicom.sop_class import SegmentationStorage, Verification  # type: igno
 from client.ingest.dicom_decode import DECODERS
 from client.ingest.importer import HARMLESS
 from client.ingest.kinds import Reason, Refused, Rules
-from client.ingest.sources import TOO_LARGE
+from client.ingest.reasons import LARGE
 from common.errors import DataError
 
 ASSOCIATIONS = 8
@@ -271,7 +271,7 @@ def storage_classes() -> list[UID]:
 
 def _read(event: evt.Event) -> bytes:
     if getattr(event.request.DataSet, "over", True):  # type: ignore[union-attr]
-        raise Refused(TOO_LARGE)
+        raise Refused(LARGE)
     return event.encoded_dataset()
 
 

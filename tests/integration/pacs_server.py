@@ -9,6 +9,7 @@ import json
 import secrets
 import shutil
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -39,7 +40,6 @@ class Orthanc:
     password: str
     dicom_port: int
     process: int
-    authority: Path | None = None
 
     @property
     def url(self) -> str:
@@ -51,15 +51,14 @@ class Orthanc:
                 f"{self.root}/instances",
                 content=content,
                 auth=(self.user, self.password),
-                verify=False,  # the test's own server, asked by the test itself
                 trust_env=False,
             )
             assert answer.status_code == 200, answer.text
 
 
 @contextlib.contextmanager
-def orthanc(folder: Path, *, certificate: tuple[Path, Path, Path] | None = None) -> Iterator[Orthanc]:
-    """A PACS with a login, on loopback ports and in a folder of its own; ``certificate``: authority, chain and key."""
+def orthanc(folder: Path) -> Iterator[Orthanc]:
+    """A PACS with a login, on loopback ports and in a folder of its own."""
     binary = next((found for name in _BINARIES if (found := shutil.which(name))), None)
     if binary is None or not _PLUGIN.is_file():
         pytest.skip("Orthanc with DICOMweb is not installed: apt-get install orthanc orthanc-dicomweb")
@@ -83,23 +82,19 @@ def orthanc(folder: Path, *, certificate: tuple[Path, Path, Path] | None = None)
         "HttpThreadsCount": 4,
         "ConcurrentJobs": 1,
     }
-    if certificate is not None:
-        (folder / "server.pem").write_bytes(certificate[1].read_bytes() + certificate[2].read_bytes())
-        settings |= {"SslEnabled": True, "SslCertificate": str(folder / "server.pem")}
     (folder / "orthanc.json").write_text(json.dumps(settings))
     (folder / "orthanc.json").chmod(0o600)
-    root = f"{'http' if certificate is None else 'https'}://127.0.0.1:{port}"
+    root = f"http://127.0.0.1:{port}"
 
     def ready() -> bool:
         with contextlib.suppress(httpx.TransportError):
-            answer = httpx.get(f"{root}/dicom-web/studies", auth=(user, password), verify=False, trust_env=False)
+            answer = httpx.get(f"{root}/dicom-web/studies", auth=(user, password), trust_env=False)
             return answer.status_code == 200
         return False
 
     command = [binary, str(folder / "orthanc.json")]
     with running(command, {"HOME": str(folder)}, folder / "orthanc.log", ready) as process:
-        authority = certificate[0] if certificate else None
-        yield Orthanc(root, user, password, dicom_port, process.pid, authority)
+        yield Orthanc(root, user, password, dicom_port, process.pid)
 
 
 def dicom(modality: str, day: str = "20240102", **tags: Any) -> bytes:
@@ -142,10 +137,17 @@ class Relay:
 
 
 @contextlib.contextmanager
-def relay(target: str, status: Callable[[str], int | None] = lambda path: None) -> Iterator[Relay]:
-    """``status`` may answer in place of the PACS."""
+def relay(
+    target: str,
+    status: Callable[[str], int | None] = lambda path: None,
+    *,
+    certificate: tuple[Path, Path, Path] | None = None,
+) -> Iterator[Relay]:
+    """``status`` may answer in place of the PACS. ``certificate`` (authority, chain, key): it speaks TLS, as the proxy
+    before a hospital's Orthanc does; Debian's Orthanc 1.10 dies of its own TLS.
+    """
     with contextlib.ExitStack() as stack:
-        client = stack.enter_context(httpx.Client(trust_env=False, verify=False, timeout=30))
+        client = stack.enter_context(httpx.Client(trust_env=False, timeout=30))
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -164,12 +166,17 @@ def relay(target: str, status: Callable[[str], int | None] = lambda path: None) 
 
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads = True
+        server.handle_error = lambda request, address: None  # type: ignore[method-assign]  # refused handshakes
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate[1], certificate[2])
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         stack.callback(server.server_close)
         stack.callback(thread.join)
         stack.callback(server.shutdown)
-        seen = Relay(f"http://127.0.0.1:{server.server_address[1]}")
+        seen = Relay(f"http{'s' if certificate else ''}://127.0.0.1:{server.server_address[1]}")
         yield seen
 
 

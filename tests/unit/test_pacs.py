@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from client.ingest import pacs
 from client.ingest.kinds import Reason, Refused, Rules
 from client.ingest.pacs import Login, Pacs, Patience, Query
-from client.ingest.sources import TOO_LARGE, Found
+from client.ingest.reasons import LARGE
+from client.ingest.sources import Found
 from common.errors import DataError
 from tests.integration.pacs_server import multipart, raw, reply
 
@@ -465,9 +466,9 @@ FAULTS = [
     (answers(reply(b"", status="403 Forbidden")), pacs.WITHHELD, 1),
     (answers(reply(b"", status="406 Not Acceptable")), pacs.WITHHELD, 1),
     (answers(reply(b"<html>log in</html>", "text/html")), pacs.NONSENSE, 1),
-    (answers(multipart(bytes(2**20 + 1))), TOO_LARGE, 1),
-    (answers(multipart(bytes(2**20 + 2**17))), TOO_LARGE, 1),
-    (answers(reply(b"x", "application/dicom", length=2**62)), TOO_LARGE, 1),
+    (answers(multipart(bytes(2**20 + 1))), LARGE, 1),
+    (answers(multipart(bytes(2**20 + 2**17))), LARGE, 1),
+    (answers(reply(b"x", "application/dicom", length=2**62)), LARGE, 1),
 ]
 
 
