@@ -70,6 +70,13 @@ class AuditError(FedwardError):
     exit_code = 4
 
 
+class IdentityError(FedwardError):
+    """A key, certificate, roster, request or kit is missing, wrong, expired or not signed by whom it should be."""
+
+    code = "identity-invalid"
+    exit_code = 4
+
+
 class ModelError(FedwardError):
     """A model cannot be built or weights do not fit it."""
 
