@@ -147,8 +147,10 @@ def importing(home: Home, sheets: Sheets, progress: Progress, *, workers: int, a
             write_rejected(home, summary.rejected)
         home.record("import", {**summary.facts(), "stopped": stopped, "generation": vault.generation})
         home.seal(vault)
+        _print_summary(home, summary, sheets, as_json=as_json)
         write_readiness(home.reports / READINESS, vault, summary, sheets.labels)
-    _print_summary(home, summary, sheets, as_json=as_json)
+    if not as_json:
+        print(f"report: {home.reports / READINESS}")
     if stopped:
         raise Interrupted("the import was stopped; what is in the vault stays, the same command goes on")
     if summary.refused:
@@ -283,7 +285,6 @@ def _print_summary(home: Home, summary: Summary, sheets: Sheets, *, as_json: boo
     # Of a second import nothing is asked again, so the sheet cannot tell which of its rows are idle.
     for note in sheets.labels.notes() if sheets.labels and not summary.known else ():
         print(note)
-    print(f"report: {home.reports / READINESS}")
 
 
 def label(site: Path, given: Given) -> None:
@@ -405,16 +406,25 @@ def doctor(site: Path, *, as_json: bool) -> None:
 
 
 def locate(site: Path, reference: str, sources: Sequence[Path]) -> None:
-    home = opened(site)
-    with home.vault(read_only=True) as vault:
-        from client.ingest.pseudonyms import Pseudonyms
+    from client.ingest.pseudonyms import Pseudonyms
 
+    home = opened(site)
+    number = reference.removeprefix("#")
+    with home.vault(read_only=True) as vault:
         pseudonyms = Pseudonyms(vault.secret)
+        wanted = None
+        if number.isdecimal() and len(number) < len(pseudonyms.reference("x")):
+            wanted = next((row.keys.get("file", "") for row in vault.each() if row.id == int(number)), "")
     for found in discover(sources, home.config.rules):
-        if pseudonyms.reference(found.name) == reference:
+        meant = (
+            pseudonyms.reference(found.name) == reference
+            if wanted is None
+            else pseudonyms.names(found.name)["file"] == wanted
+        )
+        if meant:
             print(found.name)
             return
-    raise DataError("no file of these sources has that reference; name the sources as they were imported")
+    raise DataError("no file of these sources is meant; name the sources as they were imported")
 
 
 def pull(site: Path, pacs: str, wanted: Wanted, login: Login, given: Given, *, workers: int, as_json: bool) -> None:

@@ -229,11 +229,13 @@ def doctor(site: Site = HERE, as_json: Json = False) -> None:
 
 @app.command()
 def locate(
-    reference: Annotated[str, typer.Argument(help="A reference out of rejected.csv.")],
+    reference: Annotated[
+        str, typer.Argument(help="A reference out of rejected.csv, or an image's number, for example 17.")
+    ],
     sources: Annotated[list[Path], typer.Argument(help="What was imported.")],
     site: Site = HERE,
 ) -> None:
-    """Say which file a line of rejected.csv means; only this site can."""
+    """Say which file a line of rejected.csv, or an image of the readiness report, means; only this site can."""
     from client import cli
 
     cli.locate(site, reference, sources)

@@ -236,6 +236,7 @@ class Importer:
         if origin.source not in self._files:
             return False
         if self._files[origin.source] != self._pseudonyms.names(origin.name)["file"]:
+            self._mask_said(origin.file)  # its row on the sheet has met its image
             raise Refused(SAME_FILE)
         return True
 

@@ -253,11 +253,12 @@ class LabelSheet:
         """What a data manager should know after an import, one line each, without ids."""
         left, result = self.unused(), []
         if self.merged:
-            result.append(f"{self._name}: {self.merged} rows repeat another row and count once")
+            result.append(f"{self._name}: {_rows(self.merged)} repeating another count once")
         if self._dropped:
             result.append(f"{self._name}: {self._dropped} attributes are no plain, short words and were left out")
         if left.rows:
-            result.append(f"{self._name}: {left.rows} rows met no image ({_lines(left.lines)}{' …' * (left.rows > 5)})")
+            more = " …" * (left.rows > len(left.lines))
+            result.append(f"{self._name}: {_rows(left.rows)} met no image ({_lines(left.lines)}{more})")
         if self._lost_zeros:
             result.append(
                 f"{self._name}: {len(self._lost_zeros)} patients without labels differ from a row only in zeros at "
@@ -434,6 +435,10 @@ def _readers(
 
 def _base(path: str) -> str:
     return path.rpartition("/")[2]
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'s' * (count != 1)}"
 
 
 def _lines(numbers: Sequence[int]) -> str:

@@ -141,6 +141,7 @@ class Pacs:
         self._client, self._address, self._rules, self._patience = client, address, rules, patience
         self._reached = False
         self._failures = 0
+        self._longest = 1  # page, of those that were given
 
     @classmethod
     @contextmanager
@@ -203,7 +204,8 @@ class Pacs:
     def _listed(self, path: str, tag: str, asked: Mapping[str, str], name: str) -> Iterator[_Entry | Found]:
         """What the PACS lists at ``path``, each once; in place of what it cannot say, a file that is refused.
 
-        Pages may be shorter than asked for, and some PACS ignore the offset: the end is a page with nothing new.
+        Some PACS give shorter pages than asked for, and some ignore the offset: the end is a page with nothing new, or
+        one shorter than another that this PACS has given.
         """
         met: set[str] = set()
         count = 0
@@ -227,8 +229,9 @@ class Pacs:
                     new.remove(entry.uid)
                     met.add(entry.uid)
                     yield entry
-            if not page:
+            if len(page) < self._longest:
                 return
+            self._longest = min(len(page), _PAGE)
             count += len(page)
         raise self._too_many()
 

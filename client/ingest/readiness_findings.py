@@ -94,7 +94,7 @@ def _of_duplicates(found: Readiness) -> Iterator[Finding]:
             "unsure",
             f"{plural(near.plain, 'image')} look{'s' if near.plain == 1 else ''} the same as images of more than "
             f"{PLAIN_PATIENTS} patients and {_was(near.plain)} not compared for duplicates",
-            "look at some of them: nearly empty pictures, or one placeholder many times?",
+            "look at some of them: nearly empty pictures, or one blank picture many times?",
         )
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _SEARCHED = (
     f"Two pictures may be the same where a difference hash of 64 bits differs in at most {NEAR_BITS}, and brightness, "
     f"contrast and sharpness agree; of different patients' such pairs the {CHECKED} most alike are compared pixel by "
-    f"pixel ({SIDE} × {SIDE}, correlation of {CORRELATION} or more). That finds scaled and newly compressed copies, not "
-    "turned or cropped ones. It can err: look before you erase."
+    f"pixel ({SIDE} × {SIDE}, correlation of {CORRELATION} or more). That finds scaled and newly compressed copies, "
+    "not turned or cropped ones. It can err: look before you erase."
 )
 
 
@@ -31,10 +31,10 @@ def page(found: Readiness, summary: Summary, notes: Sequence[str]) -> Page:
     """The whole page; ``notes`` are ``LabelSheet.notes()``."""
     # A note begins with the sheet's name, and file names have no place on this page.
     notes = [note.rpartition(": ")[2] for note in notes]
-    todo = findings(found, summary, notes)
+    points = findings(found, summary, notes)
     sections = [
-        Section("verdict", "Is the data ready?", _verdict(found, todo)),
-        Section("findings", "What to look at", _findings(todo)),
+        Section("verdict", "Is the data ready?", _verdict(found, points)),
+        Section("findings", "What to look at", _findings(points)),
         Section("classes", "Classes", _classes(found)),
         Section("splits", "Training, validation and test", _splits(found)),
         Section("groups", "Who and what is in the images", _groups(found)),
@@ -63,7 +63,7 @@ def _banner(found: Readiness) -> Banner:
     return Banner("real", "Real images", "For the hospital's own eyes. Research software; not for use on patients.")
 
 
-def _verdict(found: Readiness, todo: Sequence[Finding]) -> list[Block]:
+def _verdict(found: Readiness, points: Sequence[Finding]) -> list[Block]:
     ready, patients = found.labelled
     if not found.images:
         said = "The vault is empty: there is nothing to report on"
@@ -71,13 +71,13 @@ def _verdict(found: Readiness, todo: Sequence[Finding]) -> list[Block]:
         said = f"No image is ready: none of {number(found.images)} has a label"
     else:
         said = f"{plural(ready, 'image')} of {plural(patients, 'patient')} {'is' if ready == 1 else 'are'} ready"
-    bad = sum(finding.tone == "bad" for finding in todo)
-    left = len(todo) - bad
-    if todo:
-        said += f"; {plural(len(todo), 'thing')} to look at"
+    bad = sum(finding.tone == "bad" for finding in points)
+    left = len(points) - bad
+    if points:
+        said += f"; {plural(len(points), 'thing')} to look at"
     elif ready:
         said += "; nothing stands out"
-    tone: Tone = "bad" if bad or not ready else "unsure" if todo else "good"
+    tone: Tone = "bad" if bad or not ready else "unsure" if points else "good"
     detail = ""
     if bad:
         detail = f"{number(bad)} of them should be settled before a study" + (
@@ -106,11 +106,11 @@ def _verdict(found: Readiness, todo: Sequence[Finding]) -> list[Block]:
     return blocks
 
 
-def _findings(todo: Sequence[Finding]) -> list[Block]:
+def _findings(points: Sequence[Finding]) -> list[Block]:
     return [
         tables.findings_table(caption, chosen)
         for tone, caption in (("bad", "To settle before a study"), ("unsure", "To know"))
-        if (chosen := [finding for finding in todo if finding.tone == tone])
+        if (chosen := [finding for finding in points if finding.tone == tone])
     ]
 
 

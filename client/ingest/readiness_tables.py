@@ -38,7 +38,7 @@ _WARNINGS = {
     "rescaled": ("values were rescaled to fit 16 bits", "nothing, where studies normalise brightness"),
     "depth-reduced": ("colours of 16 bits a channel, read with 8", "nothing: 8 bits are enough for colour"),
 }
-_STAGES = ("source", "parse", "decode", "pixels", "deidentify", "labels", "consent", "duplicate")
+_STAGES = "source parse decode pixels deidentify labels consent duplicate"
 
 
 def findings_table(caption: str, found: Sequence[Finding]) -> Table:
@@ -319,7 +319,7 @@ def agreement(one: Agreement) -> list[Block]:
 def rejected(found: Sequence[tuple[str, Reason]]) -> Table:
     """What this import left out, by reason."""
     reasons = Counter(reason for _, reason in found)
-    ordered = sorted(reasons.items(), key=lambda one: (_STAGES.index(one[0].stage), -one[1], one[0].code))
+    ordered = sorted(reasons.items(), key=lambda one: (_STAGES.find(one[0].stage), -one[1], one[0].code))
     return Table(
         "Left out of this import",
         [

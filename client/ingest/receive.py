@@ -13,6 +13,7 @@ import logging
 import queue
 import re
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -156,9 +157,9 @@ class Receiver:
     def _opened(self, event: evt.Event) -> None:
         """Bound what a peer can make us hold and how long it can make us wait; pynetdicom does neither."""
         connection = event.assoc.dul.socket
-        assert connection is not None and isinstance(connection.socket, socket.socket)
+        assert connection is not None and connection.socket is not None
         connection.socket.settimeout(_NETWORK_S)
-        connection.recv = partial(_received, connection.recv)  # type: ignore[method-assign]
+        connection.recv = partial(_received, connection.socket, connection.recv)  # type: ignore[method-assign]
         event.assoc.dimse = _Messages(event.assoc, self._rules.largest_bytes)
 
     def _store(self, event: evt.Event) -> Dataset:
@@ -275,9 +276,12 @@ def _read(event: evt.Event) -> bytes:
     return event.encoded_dataset()
 
 
-def _received(receive: Callable[[int], bytearray], count: int) -> bytearray:
+def _received(connection: socket.socket, receive: Callable[[int], bytearray], count: int) -> bytearray:
     if count > _LARGEST_PDU:
         raise OSError("a PDU of absurd length")
+    # Senders write a command and hold the object back until that is acknowledged, which Linux delays by 40 ms.
+    if sys.platform == "linux":
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
     return receive(count)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from measuring import Measured, measure
 
 FEDWARD = Path(sys.executable).with_name("fedward")
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 SIDE_WORK = ("vaults", "testing", "comparing", "report")
 """Phases that a bare loop does not have; everything else (start-up, training, what lies between) is the same work."""
 
@@ -60,3 +61,33 @@ def simulate(study: Path, folder: Path, *arguments: str | Path, data: Path | Non
     sizes["sites"] = sum(path.stat().st_size for path in (out / "sites").rglob("*") if path.is_file())
     shutil.rmtree(out)
     return Played(measured, results, events, sizes)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """One ``fedward site import``: how it was measured and what it counted."""
+
+    measured: Measured
+    images: int
+    seconds: float
+    """Wall time without start-up and end."""
+
+
+def new_site(directory: Path) -> Path:
+    """An empty site in ``directory``, in place of what is there."""
+    shutil.rmtree(directory, ignore_errors=True)
+    measure([FEDWARD, "site", "init", directory, "--name", "bench", "--synthetic"])
+    return directory
+
+
+def import_into(site: Path, source: Path, *, workers: int = 1) -> Imported:
+    """``fedward site import`` of a folder."""
+    done = measure([FEDWARD, "site", "import", source, "--site", site, "--workers", str(workers), "--json"])
+    counted = json.loads(done.output.strip().splitlines()[-1])
+    return Imported(done, counted["images"], counted["seconds"])
+
+
+def script(name: str, *arguments: str | Path | float) -> tuple[Measured, dict[str, Any]]:
+    """A Python script of this folder, in a process of its own, and the JSON that it ends with."""
+    done = measure([sys.executable, HERE / name, *map(str, arguments)], cwd=ROOT, env={"PYTHONPATH": str(ROOT)})
+    return done, json.loads(done.output.strip().splitlines()[-1])

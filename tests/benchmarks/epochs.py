@@ -18,7 +18,7 @@ from torch import nn
 from client.app import Resident
 from client.site import Site
 from client.training import FitSeed, LocalFit
-from client.vault.view import View, ViewCache
+from client.vault.view import PreparedView, ViewCache
 from common.models import build
 from common.study import Study
 from simulations.datasets import open_source
@@ -61,7 +61,7 @@ def main(count: int, repeat: int, folder: Path) -> None:
     model = build(study, 0).to(memory_format=torch.channels_last)
     seed = FitSeed(study.seed, 0, "site-1", 1)
 
-    def first(seconds: list[float]) -> View:
+    def first(seconds: list[float]) -> PreparedView:
         before = time.process_time()
         site = Site.open(home, ViewCache(CACHE_BYTES))
         view = site.require(study, "train")

@@ -39,6 +39,8 @@ class Measured:
     pss_mb: float
     processes: int
     output: str
+    unread: int = 0
+    """Processes whose memory the kernel did not show: ``pss_mb`` is without them."""
 
 
 class Failed(Exception):
@@ -52,6 +54,7 @@ class _Watch:
     root: psutil.Process
     pss: int = 0
     processes: int = 0
+    unread: set[int] = field(default_factory=set)
     cpu: dict[tuple[int, float], float] = field(default_factory=dict)
     done: threading.Event = field(default_factory=threading.Event)
 
@@ -65,7 +68,10 @@ class _Watch:
         with contextlib.suppress(psutil.Error):
             for process in [self.root, *self.root.children(recursive=True)]:
                 with contextlib.suppress(psutil.Error, OSError):
-                    total += _pss(process.pid)
+                    try:
+                        total += _pss(process.pid)
+                    except PermissionError:
+                        self.unread.add(process.pid)
                     times = process.cpu_times()
                     self.cpu[process.pid, process.create_time()] = times.user + times.system
                     count += 1
@@ -128,7 +134,7 @@ def measure(
         reason = "took too long" if code is None else f"exited {code}"
         raise Failed(f"{Path(str(command[0])).name} {reason}: {' | '.join(output.strip().splitlines()[-3:])[:600]}")
     cpu = max(_children_cpu() - before, sum(watch.cpu.values()))
-    return Measured(started, wall, cpu, watch.pss / 1e6, watch.processes, output)
+    return Measured(started, wall, cpu, watch.pss / 1e6, watch.processes, output, len(watch.unread))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

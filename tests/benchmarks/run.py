@@ -18,8 +18,9 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 
 from commands import ROOT
 from measuring import Failed, Figure
+from options import Options
 from recording import circumstances, record, table
-from workloads import WORKLOADS, Options, warm_up
+from workloads import WORKLOADS, warm_up
 
 
 def arguments() -> argparse.Namespace:

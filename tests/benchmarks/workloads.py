@@ -6,14 +6,16 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
+import import_workloads
 import peers
+import vault_workloads
 from commands import FEDWARD, ROOT, Played, simulate
 from inputs import RESNET18, SMALL_CNN, TRIVIAL, write_images, write_study
 from measuring import Failed, Figure, Measured, at_least, at_most, interleaved, measure, ratios
+from options import Options, Workload
 
 HERE = Path(__file__).resolve().parent
 TUNING = {
@@ -24,28 +26,6 @@ TUNING = {
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
 """The tuned bare loop's environment (``work.TUNED``)."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """``scale`` below 1 shrinks every workload for a smoke test: its figures then mean nothing."""
-
-    folder: Path
-    repeat: int = 3
-    peers: bool = False
-    scale: float = 1.0
-
-    def scaled(self, number: int, least: int) -> int:
-        return max(least, round(number * self.scale))
-
-
-@dataclass(frozen=True)
-class Workload:
-    """``what`` says in a line what is run; ``default_repeat`` how often where ``--repeat`` is not given."""
-
-    what: str
-    run: Callable[[Options], list[Figure]]
-    default_repeat: int = 3
 
 
 def warm_up(folder: Path) -> None:
@@ -290,4 +270,6 @@ WORKLOADS: dict[str, Workload] = {
     ),
     "help": Workload("`fedward --help`", answering, 10),
     "quickstart": Workload("the quick start, all arms, after installation", quickstart, 1),
+    **import_workloads.WORKLOADS,
+    **vault_workloads.WORKLOADS,
 }

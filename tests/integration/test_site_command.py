@@ -72,8 +72,8 @@ def test_from_scans_to_a_verified_vault(site: Path, scans: Path) -> None:
     assert outcome.error.startswith("2 images or files were refused; ")
     assert "30 images added from 33 files" in outcome.out
     assert "1 duplicates left out" in outcome.out
-    assert "1 rows repeat another row" in outcome.out
-    assert "1 rows met no image (line 33)" in outcome.out
+    assert "1 row repeating another count once" in outcome.out
+    assert "1 row met no image (line 33)" in outcome.out
     assert {(row["code"], row["stage"]) for row in rejected(site)} >= {("duplicate-file", "duplicate")}
     assert len(rejected(site)) == 3
     assert all(row["reason"] and row["remedy"] and len(row["reference"]) == 12 for row in rejected(site))
@@ -124,6 +124,7 @@ def test_labels_may_come_later(site: Path, scans: Path, tmp_path: Path) -> None:
 def test_a_line_of_the_rejected_is_traced_by_the_site_alone(filled: Path, scans: Path) -> None:
     (row,) = [row for row in rejected(filled) if row["stage"] == "duplicate"]
     assert command("site", "locate", row["reference"], scans, "--site", filled).out == "copy.png\n"
+    assert command("site", "locate", "17", scans, "--site", filled).out == "16.png\n"
     assert "no file of these sources" in refused(3, "site", "locate", "0" * 12, scans, "--site", filled)
 
 

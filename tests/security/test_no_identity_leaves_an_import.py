@@ -1,7 +1,7 @@
 """Whatever a hospital's files say of a person stays out: planted everywhere, looked for everywhere, found nowhere.
 
-Planted: in every text, date, time, name, number and UID that DICOM's dictionary knows, in each of its sequences, in file
-meta information, preamble, private tags, overlays, curves, icons, behind the pixels and inside their JPEG; in what PNG,
+Planted: in every text, date, time, name, number and UID that DICOM's dictionary knows, in its sequences, in file meta
+information, preamble, private tags, overlays, curves, icons, behind the pixels and inside their JPEG; in what PNG,
 JPEG, TIFF, GIF, NIfTI and NumPy files carry beside pixels; in names of files, folders and ZIP members; in label sheets
 and opt-out lists. Some files are taken and some refused, at every stage of an import. Looked for: in all that a site's
 commands write and say, in what they decrypt, and in what the processes show of themselves while they run.
@@ -105,10 +105,10 @@ def unfolded(content: bytes) -> bytes:
         for start in (0, 1):
             part = run[start:]
             parts.append(binascii.unhexlify(part[: len(part) // 2 * 2]))
-    for run in re.findall(rb"[A-Za-z0-9+/_-]{12,}", content):
+    for run in re.findall(rb"[A-Za-z0-9+/_-]{11,}", content):
         for start in range(4):
             part = run[start:].translate(bytes.maketrans(b"-_", b"+/"))
-            parts.append(base64.b64decode(part[: len(part) // 4 * 4]))
+            parts.append(base64.b64decode(part + b"A" * (-len(part) % 4 + 4 * (len(part) % 4 == 1))))
     return b"\0\0".join(parts).lower()
 
 
@@ -143,15 +143,46 @@ def test_the_search_finds_a_marker_however_it_is_written() -> None:
 
 # --- what a hospital has ----------------------------------------------------------------------------
 
-KEEP = (
-    # What makes an object an image, and what is allowed to be kept when it holds one of a few words or a number.
-    "SpecificCharacterSet SOPClassUID Modality TransferSyntaxUID BurnedInAnnotation RecognizableVisualFeatures "
-    "LossyImageCompression PhotometricInterpretation PresentationLUTShape PixelPresentation VOILUTFunction "
-    "PatientSex PatientAge ImageType FrameType ConversionType DerivationDescription SamplesPerPixel NumberOfFrames "
-    "PlanarConfiguration Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation RescaleType "
-    "RescaleIntercept RescaleSlope WindowCenter WindowWidth PixelSpacing ImagerPixelSpacing PixelSpacingCalibrationType "
-    "NominalScannedPixelSpacing PixelAspectRatio FloatingPointPixelData"
-).split()
+# What makes an object an image, and what is allowed to be kept when it holds one of a few words or a number.
+KEEP = {
+    "SpecificCharacterSet",
+    "SOPClassUID",
+    "Modality",
+    "TransferSyntaxUID",
+    "BurnedInAnnotation",
+    "RecognizableVisualFeatures",
+    "LossyImageCompression",
+    "PhotometricInterpretation",
+    "PresentationLUTShape",
+    "PixelPresentation",
+    "VOILUTFunction",
+    "PatientSex",
+    "PatientAge",
+    "ImageType",
+    "FrameType",
+    "ConversionType",
+    "DerivationDescription",
+    "SamplesPerPixel",
+    "NumberOfFrames",
+    "PlanarConfiguration",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "RescaleType",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "WindowCenter",
+    "WindowWidth",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "PixelSpacingCalibrationType",
+    "NominalScannedPixelSpacing",
+    "PixelAspectRatio",
+    "FloatingPointPixelData",
+}
 STRUCTURAL_GROUPS = (0x0000, 0x0002, 0x0004, 0x5200, 0x7FE0, 0xFFFE)
 TEXTS = ("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT")
 
@@ -315,7 +346,7 @@ def picture_file(markers: Markers, name: str, kind: str, seed: int) -> bytes:
         exif[tag] = new(f"EXIF {where}")
     exif.get_ifd(0x8769).update({0x9286: b"ASCII\0\0\0" + new("EXIF user comment").encode(), 0xA430: new("EXIF owner")})
     exif.get_ifd(0x8825).update(
-        {29: markers.said("1931:02:%02d" % (seed % 28 + 1), f"{name}: GPS date"), 27: new("GPS method").encode()}
+        {29: markers.said(f"1931:02:{seed % 28 + 1:02}", f"{name}: GPS date"), 27: new("GPS method").encode()}
     )
     image, file = Image.fromarray(picture(seed)), io.BytesIO()
     if kind == "PNG":
@@ -382,12 +413,13 @@ def hospital(folder: Path) -> Hospital:
 
     def place(name: str, content: bytes) -> str:
         """Write a file into a folder with a patient's name; its name as a sheet writes it."""
-        path = f"{markers.said(f'Ward of Øst-{name} QZ^Anna', f'{name}: folder')}/{markers.text(f'{name}: file name')}-{name}"
+        ward = markers.said(f"Ward of Øst-{name} QZ^Anna", f"{name}: folder")
+        path = f"{ward}/{markers.text(f'{name}: file name')}-{name}"
         (scans / path).parent.mkdir(parents=True, exist_ok=True)
         (scans / path).write_bytes(content)
         return path
 
-    lut = {"LUTDescriptor": [65536, 0, 16], "LUTData": np.arange(65536, dtype="<u2").tobytes()}
+    lut = {"LUTDescriptor": [0, 0, 16], "LUTData": np.arange(65536, dtype="<u2").tobytes()}
     explained = dicom_objects.item(
         **lut, LUTExplanation=markers.text("dx: an explanation of a LUT"), ModalityLUTType="US"
     )

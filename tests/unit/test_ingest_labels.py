@@ -429,7 +429,7 @@ def test_rows_that_repeat_one_another_count_once(csv: Callable[[str | bytes], Pa
     assert label(sheet, "b") == ("y",)
     assert sheet.unused() == Unused(3, (2, 4, 5))
     assert sheet.notes() == (
-        "sheet.csv: 2 rows repeat another row and count once",
+        "sheet.csv: 2 rows repeating another count once",
         "sheet.csv: 3 rows met no image (lines 2, 4, 5)",
     )
 

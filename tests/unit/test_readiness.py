@@ -358,7 +358,7 @@ def test_a_class_on_one_device_is_flagged_and_a_merely_frequent_device_is_not() 
         return {(key[0], key[1]): Count(count, count) for key, count in images.items()}
 
     assert confounded(crossed(aX=100, bX=2, bY=98)) == [("a", "X", (100, 100)), ("b", "Y", (98, 100))]
-    assert confounded(crossed(aX=500, bX=200, bY=100)) == []
+    assert confounded(crossed(aX=500, aY=10, bX=200, bY=100)) == []
     assert confounded(crossed(aX=100, bX=50, bY=40)) == [("b", "Y", (40, 40))]
     assert confounded(crossed(aX=97, aY=3, bX=95, bY=5)) == []
     assert confounded(crossed(aX=5, bY=5)) == []
@@ -446,7 +446,7 @@ def test_the_report_of_a_vault_is_private_and_names_nobody(vault: Make, tmp_path
     source = target.read_text()
     text = assert_sound(source).text
     assert "30 images of 15 patients are ready" in text
-    assert "1 rows met no image" in text
+    assert "1 row met no image" in text
     for private in ("secret-patient", "jones", "nobody.png", "f" * 32, "5" * 32, "site a"):
         assert private not in source
     assert "Synthetic" not in text
