@@ -16,10 +16,10 @@ from typing import Any
 
 from client import memory
 from client.home import READINESS, REJECTED, Home
-from client.ingest.importer import Importer, Sheets, Summary
+from client.ingest.importer import HARMLESS, Importer, Sheets, Summary
 from client.ingest.kinds import Reason
 from client.ingest.sources import Found, discover
-from common.errors import DataError, ImportRefused, Interrupted, KeyUnavailable
+from common.errors import DataError, FedwardError, ImportRefused, Interrupted, KeyUnavailable
 from common.files import write_atomically
 
 _PROGRESS_S = 1.0
@@ -124,7 +124,7 @@ def importing(home: Home, sheets: Sheets, progress: Progress, *, workers: int, a
     """
     from client.ingest.readiness import write_readiness
 
-    stopped = False
+    stopped: FedwardError | None = None
     with home.exclusive(), home.vault() as vault:
         importer = Importer(
             vault,
@@ -141,18 +141,21 @@ def importing(home: Home, sheets: Sheets, progress: Progress, *, workers: int, a
             with importer:
                 yield importer
         except KeyboardInterrupt:
-            stopped = True
+            stopped = Interrupted("the import was stopped; what is in the vault stays, the same command goes on")
+        except DataError as error:  # a PACS that went away; what is wrong with the vault itself ends it here
+            stopped = error
         finally:
             progress.end()
-            write_rejected(home, summary.rejected)
-        home.record("import", {**summary.facts(), "stopped": stopped, "generation": vault.generation})
+        write_rejected(home, summary.rejected)
+        facts = {**summary.facts(), "stopped": stopped is not None, "generation": vault.generation}
+        home.record("import", facts)
         home.seal(vault)
         _print_summary(home, summary, sheets, as_json=as_json)
         write_readiness(home.reports / READINESS, vault, summary, sheets.labels)
     if not as_json:
         print(f"report: {home.reports / READINESS}")
-    if stopped:
-        raise Interrupted("the import was stopped; what is in the vault stays, the same command goes on")
+    if stopped is not None:
+        raise stopped
     if summary.refused:
         raise ImportRefused(
             f"{summary.refused} images or files were refused; {home.reports / REJECTED} lists each with its remedy"
@@ -475,6 +478,8 @@ def receive(
         for batch in receiver.batches(for_s):
             known = len(importer.summary.rejected)
             importer.run([Found(one.name, one.read, named=False) for one in batch])
-            refused = dict(importer.summary.rejected[known:])
+            # An object that was refused and sent again in one batch was refused.
+            listed = sorted(importer.summary.rejected[known:], key=lambda pair: pair[1].stage not in HARMLESS)
+            refused = dict(listed)
             for one in batch:
                 one.done(refused.get(importer.reference(one.name)))

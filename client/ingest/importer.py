@@ -198,12 +198,14 @@ class Importer:
         start = self._clock()
         self._since = start
         try:
-            for origin, decoded in self._decoded(self._jobs(found)):
-                with self._listed(origin):
-                    self._take(origin, decoded)
-                self._commit_when_due()
-                self._told(self.summary)
-            self._commit()
+            try:
+                for origin, decoded in self._decoded(self._jobs(found)):
+                    with self._listed(origin):
+                        self._take(origin, decoded)
+                    self._commit_when_due()
+                    self._told(self.summary)
+            finally:  # a PACS that went away, Ctrl-C: what is decoded is kept
+                self._commit()
             self._add_masks()
         finally:
             self.summary.seconds += self._clock() - start
@@ -297,9 +299,6 @@ class Importer:
         self._pending += taken
         if taken:
             self._expect_mask(origin, said.mask if said else "")
-            self.summary.images += len(taken)
-            self.summary.unlabelled += sum(not any(record.labels.values()) for record in taken)
-            self.summary.anonymous += 0 if number else len(taken)
 
     def _record(
         self,
@@ -373,10 +372,14 @@ class Importer:
             self._commit()
 
     def _commit(self) -> None:
-        if self._pending:
-            self._vault.add(self._pending, self._codec)
+        pending, self._pending = self._pending, []
+        self._pending_bytes, self._since = 0, self._clock()
+        if pending:
+            self._vault.add(pending, self._codec)
+            self.summary.images += len(pending)
+            self.summary.unlabelled += sum(not any(record.labels.values()) for record in pending)
+            self.summary.anonymous += sum("anonymous" in record.keys for record in pending)
             self._committed(self._vault)
-        self._pending, self._pending_bytes, self._since = [], 0, self._clock()
 
     def _mask_said(self, name: str) -> str:
         """What the label sheet calls the mask of a file that was imported before."""

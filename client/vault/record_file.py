@@ -213,6 +213,7 @@ def build(
                     _write(file, some)
                 if os.fstat(file).st_size != name.file_bytes:
                     raise VaultError(f"prepared view {path} came out incomplete; try again")
+                os.utime(file, (now.timestamp(), now.timestamp()))
                 os.fsync(file)
                 made.path = path
                 partial.rename(path)

@@ -30,7 +30,7 @@ from client.ingest import dicom as dicom_reader
 from client.ingest import receive
 from client.ingest.importer import SAME_OBJECT, WITHHELD, Importer, Sheets
 from client.ingest.kinds import Reason, Refused, Rules
-from client.ingest.pacs import Login, Pacs, Query
+from client.ingest.pacs import Login, Pacs, Patience, Query
 from client.ingest.receive import Received, Receiver
 from client.vault.keys import create_key_file, provider
 from client.vault.store import Vault
@@ -40,6 +40,7 @@ from tests.integration.services_keys import certificates, free_port
 
 ROOT = Path(__file__).parents[2]
 RULES = Rules(largest_bytes=2**22)
+QUICK = Patience(pause_s=0.05)
 
 
 def login(server: Orthanc, ca: Path | None = None) -> Login:
@@ -138,7 +139,7 @@ def test_objects_that_the_pacs_cannot_read_are_listed_and_the_pull_goes_on(
     broken = sop(stored["ct 1"])
     with relay(pacs.root, lambda path: 500 if path.endswith(f"instances/{broken}") else None) as between:
         outcomes: dict[str, str] = {}
-        with Pacs.connect(f"{between.url}/dicom-web", login(pacs), RULES) as server:
+        with Pacs.connect(f"{between.url}/dicom-web", login(pacs), RULES, QUICK) as server:
             for one in server.find(Query.parse("CT", None, None), lambda sop: False):
                 try:
                     outcomes[one.name.rsplit("/")[-1]] = f"{len(one.read())} bytes"
@@ -156,7 +157,7 @@ def refused(action: Callable[[], object], *words: str) -> None:
 
 
 def connected(url: str, how: Login) -> None:
-    with Pacs.connect(url, how, RULES):
+    with Pacs.connect(url, how, RULES, QUICK):
         pass
 
 
@@ -264,6 +265,14 @@ def statuses(answers: list[Dataset] | None) -> list[tuple[int, str]]:
     return [(one.Status, one.get("ErrorComment", "")) if one else (-1, "") for one in answers]
 
 
+def waiting(receiver: Receiver, count: int) -> None:
+    """Until so many objects wait."""
+    end = time.monotonic() + 20
+    while len(receiver._open) < count and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(receiver._open) == count
+
+
 def test_images_are_taken_as_they_were_encoded() -> None:
     sent = [dicom("CR", BurnedInAnnotation="NO"), dicom("CT"), dicom("US", BurnedInAnnotation="NO")]
     with receiving() as receiver, main_loop(receiver) as taken:
@@ -343,7 +352,7 @@ def test_two_senders_of_one_object_never_share_a_batch() -> None:
         senders = [threading.Thread(target=lambda: results.append(statuses(send(receiver, image)))) for _ in range(2)]
         for sender in senders:
             sender.start()
-        time.sleep(0.5)
+        waiting(receiver, 2)
         sizes = []
         for batch in receiver.batches(0.0):
             sizes.append(len(batch))
@@ -360,7 +369,7 @@ def test_what_waits_when_the_receiver_ends_stays_with_its_sender() -> None:
         senders = [threading.Thread(target=lambda: results.append(statuses(send(receiver, dicom("CT"))))) for _ in "ab"]
         for sender in senders:
             sender.start()
-        time.sleep(0.5)
+        waiting(receiver, 2)
         batch = next(receiver.batches())  # handed out, never done
         assert len(batch) == 2
     batch[0].done(None)  # too late

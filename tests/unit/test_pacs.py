@@ -26,7 +26,8 @@ from common.errors import DataError
 from tests.integration.pacs_server import multipart, raw, reply
 
 RULES = Rules(largest_bytes=2**20)
-QUICK = Patience(connect_s=0.5, read_s=0.5, tries=3, pause_s=0.01)
+QUICK = Patience(connect_s=5.0, read_s=10.0, tries=3, pause_s=0.01)
+HASTY = Patience(connect_s=5.0, read_s=0.4, tries=3, pause_s=0.01)
 NOBODY, ALL = Login(), Query()
 CONTENT = bytes(128) + b"DICM" + bytes(range(256)) * 40
 
@@ -40,8 +41,8 @@ def refused(action: Callable[[], object], *words: str) -> str:
     return text
 
 
-def connected(url: str, login: Login = NOBODY) -> None:
-    with Pacs.connect(url, login, RULES, QUICK):
+def connected(url: str, login: Login = NOBODY, patience: Patience = QUICK) -> None:
+    with Pacs.connect(url, login, RULES, patience):
         pass
 
 
@@ -242,10 +243,10 @@ def found(url: str, query: Query = ALL, has: Callable[[str], bool] = lambda sop:
         return list(server.find(query, has))
 
 
-def pulled(url: str, query: Query = ALL, rules: Rules = RULES) -> Iterator[bytes | Reason]:
+def pulled(url: str, patience: Patience = QUICK) -> Iterator[bytes | Reason]:
     """What reading everything gives, in order."""
-    with Pacs.connect(url, Login(), rules, QUICK) as server:
-        for one in server.find(query, lambda sop: False):
+    with Pacs.connect(url, Login(), RULES, patience) as server:
+        for one in server.find(ALL, lambda sop: False):
             try:
                 yield one.read()
             except Refused as refusal:
@@ -421,7 +422,7 @@ def test_no_tls_there() -> None:
 def test_a_service_that_never_answers_is_not_waited_for() -> None:
     start = time.monotonic()
     with raw(lambda path, to: time.sleep(1)) as url:
-        refused(lambda: connected(url), "does not answer in time")
+        refused(lambda: connected(url, patience=HASTY), "does not answer in time")
         assert time.monotonic() - start < 0.95
 
 
@@ -480,7 +481,8 @@ def test_one_object_that_fails_does_not_end_the_pull(
     healthy = script.retrieve
     script.retrieve = lambda path, to: (fault if path.endswith("1.2.3.1") else healthy)(path, to)
     with raw(script) as url:
-        assert list(pulled(url)) == [CONTENT, reason, CONTENT]
+        patience = HASTY if fault in (stalls, trickles) else QUICK
+        assert list(pulled(url, patience)) == [CONTENT, reason, CONTENT]
     assert sum("/instances/1.2.3.1" in path for path in script.asked) == tries
 
 
