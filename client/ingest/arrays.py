@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from client.ingest import reasons
 from client.ingest.images import drawn, fitted
-from client.ingest.kinds import Decoded, Picture, Refused, Rules
+from client.ingest.kinds import Decoded, Picture, Refused, Rules, looks_personal
 
 _IMAGES = ("images", "image", "x", "X", "data", "arr_0")
 _MASKS = ("masks", "mask", *_IMAGES)
@@ -131,4 +131,6 @@ def _labels(array: NDArray[Any], count: int) -> tuple[str, ...]:
     labels = tuple(str(int(label) if array.dtype.kind == "b" else label).strip() for label in array.ravel().tolist())
     if not all(len(label) <= _LONGEST_LABEL and label.isprintable() for label in labels):
         raise Refused(reasons.LABELS)
+    if any(map(looks_personal, set(labels))):
+        raise Refused(reasons.PERSONAL)
     return labels

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from client.ingest.kinds import Identity, Picture, Reason, Refused
+from client.ingest.kinds import Identity, Picture, Reason, Refused, looks_personal
 from client.ingest.labels import LONGEST_VALUE, SPELLINGS, FileNames, Unused, normal, normal_id
 from client.vault.records import Box
 from common.errors import DataError
@@ -141,6 +141,8 @@ def _box(row: Mapping[str, str], form: tuple[str, ...], where: str) -> Box:
     label = row["label"]
     if not label or len(label) > LONGEST_VALUE or not label.isprintable():
         raise DataError(f"{where}: a box needs a label of at most {LONGEST_VALUE} printable characters; mend it")
+    if looks_personal(label):
+        raise DataError(f"{where}: a box's label looks like a date, a name or a UID; name a finding")
     try:
         x, y, third, fourth = (float(row[name]) for name in form)
     except ValueError:

@@ -30,7 +30,6 @@ _AGE = re.compile(r"(\d{1,3})([DWMY])")
 _DATE = re.compile(r"(\d{4})[.\-]?(\d{2})[.\-]?(\d{2})")
 _KERNEL = re.compile(r"[A-Z][a-z]{0,2}\d{1,3}[a-z]{0,2}|FC\d{2}|[A-FLUY][ABC]?")
 _WORD = re.compile(r"[0-9a-z]{3,}")
-_MODEL_CODE = re.compile(r"[A-Za-z]{1,2}\+?|\d{1,3}|(?=.{1,7}$)[A-Za-z]{0,3}[-.]?\d{1,3}(\.\d)?[A-Za-z]{0,2}\+?")
 _NO_CONTRAST = ("", "NO", "NONE", "N", "WITHOUT")
 _MOST_MODEL = 32  # characters
 
@@ -121,7 +120,7 @@ def device_name(dataset: Dataset) -> str:
     words = tags.text("ManufacturerModelName").replace("_", " ").split()
     model = " ".join(words)
     known = all(
-        word.casefold() in terms.MODEL_WORDS or _MODEL_CODE.fullmatch(word) or word.casefold() == vendor.casefold()
+        word.casefold() in terms.MODEL_WORDS or terms.MODEL_CODE.fullmatch(word) or word.casefold() == vendor.casefold()
         for word in words
     )
     if not model or len(model) > _MOST_MODEL or not known or _shares_a_word(model, dataset, vendor):

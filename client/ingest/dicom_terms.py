@@ -6,6 +6,8 @@ Whatever a file says, only words from these lists (or numbers) get through; mode
 
 from __future__ import annotations
 
+import re
+
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -114,3 +116,18 @@ KERNEL_WORDS = _words(
     "SMOOTHER SHARPER NORMAL MEDIUM"
 )
 """Convolution Kernel (0018,1210) as words; patterns such as ``B30f``, ``FC08`` or ``YA`` besides."""
+
+MODEL_CODE = re.compile(r"[A-Za-z]{1,2}\+?|\d{1,3}|(?=.{1,7}$)[A-Za-z]{0,3}[-.]?\d{1,3}(\.\d)?[A-Za-z]{0,2}\+?")
+"""A short code in a model's name, such as ``1.5T`` or ``CT5``."""
+_PLACE_WORDS = _words("scanner device unit machine room detector system portable mobile x-ray xray ct mri us")
+_VENDOR_WORDS = frozenset(
+    word for names in (VENDORS, VENDORS.values()) for name in names for word in name.casefold().split()
+)
+
+
+def device_words(text: str) -> bool:
+    """Whether ``text`` names a device in nothing but known words and short codes: ``Siemens Ysio``, ``scanner 2``."""
+    words = text.casefold().replace("_", " ").split()
+    known = MODEL_WORDS | _VENDOR_WORDS | _PLACE_WORDS
+    parts = [part for word in words for part in ([word] if word in known else word.split("-"))]
+    return bool(parts) and all(part in known or MODEL_CODE.fullmatch(part) for part in parts)

@@ -433,7 +433,7 @@ class Importer:
 
 
 def _fitted(mask: NDArray[np.uint8], row: Row) -> NDArray[np.uint8]:
-    """``mask``, drawn on the source's pixels or on the stored ones, on the stored ones: nearest neighbour at centres."""
+    """``mask``, drawn on the pixels of the source or of the vault, on those of the vault: nearest neighbour."""
     height, width = row.shape[:2]
     source = round(height / row.measures.get("scale_down", 1.0)), round(width / row.measures.get("scale_across", 1.0))
     near = all(abs(side - wanted) <= 1 for side, wanted in zip(mask.shape, source, strict=True))

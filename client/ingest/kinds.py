@@ -39,6 +39,18 @@ ATTRIBUTES = (
 _VALUE = re.compile(r"-?[A-Za-z0-9][A-Za-z0-9 ._+/<>-]{0,62}")
 
 
+_PERSONAL = re.compile(
+    r"(?<!\d)(?:\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./](?:\d{4}|\d{2})(?!\d)"
+    r"|(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d))"
+    r"|\^|\d+(?:\.\d+){3}"
+)
+
+
+def looks_personal(text: str) -> bool:
+    """Whether ``text`` holds a date, a name as DICOM writes it, or a UID: what no label and no attribute may."""
+    return _PERSONAL.search(text) is not None
+
+
 def allowed_attributes(attributes: Mapping[str, str]) -> dict[str, str]:
     """``attributes`` without what is not on the list or not plain, short ASCII: checked on both sides of the pipe."""
     return {key: value for key, value in attributes.items() if key in ATTRIBUTES and _VALUE.fullmatch(value)}

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from client.ingest.kinds import Identity, Reason, Refused, allowed_attributes
+from client.ingest.dicom_terms import VIEWS, device_words
+from client.ingest.kinds import Identity, Reason, Refused, allowed_attributes, looks_personal
 from client.ingest.readers import PREFIX, Readers, settle
 from common.errors import DataError
 from common.labels import Labels
@@ -53,11 +54,6 @@ _NO_LABEL = (*KEYS, "split", "mask", "age")
 _ATTRIBUTES = ("sex", "age", "view", "device")
 _SPLITS = ("", "train", "val", "test")
 _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"}
-_DATE = re.compile(
-    r"(?<!\d)(?:\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./](?:\d{4}|\d{2})"
-    r"|(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))(?!\d)"
-)
-_NAME_OR_UID = re.compile(r"\^|\d+(?:\.\d+){3}")
 _MANY_DIGITS = re.compile(r"\d{6}")
 _SHORTEST_ID = 4  # patients 0 and 1 do not make the labels 0 and 1 suspicious
 
@@ -350,7 +346,7 @@ class _Parser:
             for value, line in lines.items():
                 if len(value) > LONGEST_VALUE or not value.isprintable():
                     self._refuse(f"line {line}: a label of more than {LONGEST_VALUE} printable characters; shorten it")
-                if _DATE.search(value) or _NAME_OR_UID.search(value):
+                if looks_personal(value):
                     self._refuse(f"line {line}: a label looks like a date, a name or a UID; name a column of classes")
                 if len(value) >= _SHORTEST_ID and value in self._ids:
                     self._refuse(f"line {line}: a label is the id of an image or patient; name a column of classes")
@@ -372,7 +368,7 @@ class _Parser:
         kept = {
             key: value
             for key, value in allowed_attributes(meant).items()
-            if not (_DATE.search(value) or _NAME_OR_UID.search(value) or _MANY_DIGITS.search(value))
+            if not (looks_personal(value) or _MANY_DIGITS.search(value)) and _plain(key, value)
         }
         self.dropped += len(given) - len(kept)
         return kept
@@ -390,6 +386,13 @@ class _Parser:
 
     def _refuse(self, problem: str) -> NoReturn:
         raise DataError(f"{self._sheet.name}{' ' if problem.startswith('line ') else ': '}{problem}")
+
+
+def _plain(key: str, value: str) -> bool:
+    """Whether an attribute says what a DICOM object might: a known view, a vendor's or a scanner's name."""
+    if key == "view":
+        return value.upper() in VIEWS
+    return key != "device" or device_words(value)
 
 
 def normal(name: str) -> str:

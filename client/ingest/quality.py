@@ -1,4 +1,4 @@
-"""Technical quality of an image, in a few numbers that can be kept beside it: what a readiness report shows of the odd ones.
+"""Technical quality of an image, in a few numbers kept beside it: what a readiness report shows of the odd ones.
 
 All are taken from a picture of at most 256 pixels a side, so a mammogram costs as little as a thumbnail.
 """

@@ -64,6 +64,9 @@ LABELS = Reason(
     "labels are not one number or short word for each image",
     "save `labels` as (N,) integers or text",
 )
+PERSONAL = Reason(
+    "personal-labels", "labels", "a label looks like a date, a name or a UID", "save the classes as `labels`"
+)
 MEMORY = Reason(
     "decode-memory",
     "decode",

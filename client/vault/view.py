@@ -9,37 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
-import cv2
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from client.vault import record_file
+from client.vault.preparing import Chosen, Prepared, choose, in_order
 from client.vault.private_memory import private_tensor
 from client.vault.record_file import Seal, ViewName
 from client.vault.stored_view import JoinedView, StoredView, joined_patients
-from common import preprocess
-from common.errors import DataError
-from common.labels import targets
-from common.preprocess import prepare, prepare_mask
 from common.study import Study
 
 if TYPE_CHECKING:
-    from client.vault.store import Row, Vault
-
-_T = TypeVar("_T")
-_TASK_BYTES, _TASK_IMAGES = 1 << 20, 64
-"""Small images are prepared some at a time: handing over a single one costs as much as preparing it."""
+    from client.vault.store import Vault
 
 
 class PreparedView(Protocol):
@@ -148,80 +136,23 @@ class View:
             return JoinedView(views)
         masks = [view.masks for view in held if view.masks is not None]
         return View(
-            torch.cat([view.images for view in held]),
+            _joined([view.images for view in held]),
             torch.cat([view.targets for view in held]),
             joined_patients(held, held[0].device),
             sum(view.patient_count for view in held),
             sum(view.masked for view in held),
-            torch.cat(masks) if masks else None,
+            _joined(masks) if masks else None,
         )
 
     def _tensors(self) -> list[Tensor]:
         return [self.images, self.targets, self.patients, *([] if self.masks is None else [self.masks])]
 
 
-@dataclass(frozen=True, eq=False)
-class _Chosen:
-    """What a view is made of, before any image is decrypted."""
-
-    ids: list[int]
-    """Rows of the vault, in the view's order."""
-    targets: Tensor
-    patients: Tensor
-    patient_count: int
-    masked: int
-    content: bytes
-    """Digest of the rows and of the code that prepares them."""
-    shape: tuple[int, int, int]
-    """Of an image: (C, H, W)."""
-    segmentation: bool
-
-    @property
-    def record_bytes(self) -> int:
-        """Of one image and its mask."""
-        channels, height, width = self.shape
-        return (channels + self.segmentation) * height * width
-
-    @property
-    def bytes(self) -> int:
-        """Memory of all as tensors."""
-        return len(self.ids) * self.record_bytes + self.targets.nbytes + self.patients.nbytes
-
-
-def _choose(vault: Vault, study: Study, split: str | None) -> _Chosen:
-    rows = [row for row in vault.rows() if split is None or row.split == split]
-    values = targets(study, [row.labels for row in rows])
-    usable = np.asarray(np.isfinite(values).any(axis=1), dtype=np.bool_)
-    segmentation = study.task == "segmentation"
-    if segmentation:
-        usable = usable & np.array([row.has_mask for row in rows], dtype=bool)
-    kept = [row for row, use in zip(rows, usable.tolist(), strict=True) if use]
-    numbers = _numbered(kept)
-    content = hashlib.sha256(_preparation())
-    for row in kept:
-        content.update(f"{row.id} {row.generation} {row.digest}\n".encode())
-    return _Chosen(
-        [row.id for row in kept],
-        torch.from_numpy(values[usable]),
-        torch.tensor(numbers, dtype=torch.int64),
-        max(numbers, default=-1) + 1,
-        len(rows) - len(kept),
-        content.digest(),
-        (study.image.channels, study.image.size, study.image.size),
-        segmentation,
-    )
-
-
-def _numbered(rows: Sequence[Row]) -> list[int]:
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(row.patient, len(numbers)) for row in rows]
-
-
-@cache
-def _preparation() -> bytes:
-    """Digest of the code that prepares images: a view on the disk may be older than it."""
-    code = Path(preprocess.__file__).read_bytes()
-    return hashlib.sha256(f"{cv2.__version__} {np.__version__}\n".encode() + code).digest()
+def _joined(images: Sequence[Tensor]) -> Tensor:
+    """``torch.cat`` into memory that is as private as that of the parts."""
+    if images[0].device.type != "cpu":
+        return torch.cat(list(images))
+    return torch.cat(list(images), out=private_tensor((sum(map(len, images)), *images[0].shape[1:])))
 
 
 def prepare_view(vault: Vault, study: Study, split: str | None) -> View:
@@ -231,101 +162,41 @@ def prepare_view(vault: Vault, study: Study, split: str | None) -> View:
     :class:`DataError` for labels or images that do not fit the study, naming the row; a row that cannot be
     decrypted is the vault's :class:`VaultError`.
     """
-    return _held(vault, study, _choose(vault, study, split))
+    return _held(vault, study, choose(vault, study, split))
 
 
-def _held(vault: Vault, study: Study, chosen: _Chosen) -> View:
+def _held(vault: Vault, study: Study, chosen: Chosen) -> View:
     images = private_tensor((len(chosen.ids), *chosen.shape))
     masks = private_tensor((len(chosen.ids), *chosen.shape[1:])) if chosen.segmentation else None
 
-    def place(start: int, prepared: list[tuple[NDArray[np.uint8], ...]]) -> None:
+    def place(start: int, prepared: list[Prepared]) -> None:
         for index, parts in enumerate(prepared, start=start):
             images[index] = torch.from_numpy(parts[0])
             if masks is not None:
                 masks[index] = torch.from_numpy(parts[1])
 
-    for _ in _in_order(vault, study, chosen, 0, place):
+    for _ in in_order(vault, study, chosen, 0, place):
         pass
     return View(images, chosen.targets, chosen.patients, chosen.patient_count, chosen.masked, masks)
 
 
-def _stored(vault: Vault, study: Study, split: str | None, chosen: _Chosen, folder: Path, now: datetime) -> StoredView:
+def _stored(vault: Vault, study: Study, split: str | None, chosen: Chosen, folder: Path, now: datetime) -> StoredView:
     count, size = len(chosen.ids), chosen.record_bytes
     name = ViewName(vault.id, vault.generation, view_key(study), split, chosen.content, count, size)
 
-    def records(seal: Seal, whole: int) -> Iterator[bytes]:
-        def sealed(start: int, prepared: list[tuple[NDArray[np.uint8], ...]]) -> bytes:
+    def records(seal: Seal, whole: int) -> Generator[bytes]:
+        def sealed(start: int, prepared: list[Prepared]) -> bytes:
             return b"".join(
                 seal(number, b"".join(part.tobytes() for part in parts))
                 for number, parts in enumerate(prepared, start=start)
             )
 
-        return _in_order(vault, study, chosen, whole, sealed)
+        return in_order(vault, study, chosen, whole, sealed)
 
     found = record_file.find(folder, name, vault.view_key, now)
     if found is None:
         found = record_file.build(folder, name, vault.view_key, now, records)
     return StoredView(found, chosen.shape, chosen.targets, chosen.patients, chosen.patient_count, chosen.masked)
-
-
-_Raw = tuple[int, NDArray[Any], NDArray[np.uint8] | None]
-_Finish = Callable[[int, list[tuple[NDArray[np.uint8], ...]]], _T]
-
-
-def _in_order(vault: Vault, study: Study, chosen: _Chosen, start: int, finish: _Finish[_T]) -> Iterator[_T]:
-    """What ``finish(start, prepared)`` makes of the images from ``start`` on, some at a time, in the rows' order.
-
-    The vault is read in the calling thread (SQLite wants that); images are prepared and finished in as many threads
-    as torch may use, which is this process's share of the machine.
-    """
-    threads = torch.get_num_threads()
-
-    def work(first: int, raws: list[_Raw]) -> _T:
-        return finish(first, [_prepared(study, *raw) for raw in raws])
-
-    tasks = _tasks(vault, chosen, start)
-    if threads == 1:
-        for first, raws in tasks:
-            yield work(first, raws)
-        return
-    waiting: deque[Future[_T]] = deque()
-    with ThreadPoolExecutor(threads, "fedward-view") as pool:
-        try:
-            for first, raws in tasks:
-                waiting.append(pool.submit(work, first, raws))
-                if len(waiting) > 2 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _tasks(vault: Vault, chosen: _Chosen, start: int) -> Iterator[tuple[int, list[_Raw]]]:
-    """(number of the first, images) of each piece of work, as the vault has them."""
-    raws: list[_Raw] = []
-    size, first = 0, start
-    ids = chosen.ids[start:]
-    for number, (row_id, pixels) in enumerate(zip(ids, vault.read_many(ids), strict=True), start=start):
-        raws.append((row_id, pixels, vault.read_mask(row_id) if chosen.segmentation else None))
-        size += pixels.nbytes
-        if size >= _TASK_BYTES or len(raws) == _TASK_IMAGES:
-            yield first, raws
-            raws, size, first = [], 0, number + 1
-    if raws:
-        yield first, raws
-
-
-def _prepared(
-    study: Study, row_id: int, pixels: NDArray[Any], mask: NDArray[np.uint8] | None
-) -> tuple[NDArray[np.uint8], ...]:
-    """An image as the model sees it, and its mask where there is one."""
-    try:
-        image = prepare(pixels, study)
-        return (image,) if mask is None else (image, prepare_mask(mask, study))
-    except DataError as error:
-        raise type(error)(f"vault row {row_id}: {error}") from None
 
 
 def view_key(study: Study) -> str:
@@ -398,7 +269,7 @@ class ViewCache:
                 return view
         if changed:
             record_file.sweep(folder, vault.id, vault.generation, self._clock())
-        chosen = _choose(vault, study, split)
+        chosen = choose(vault, study, split)
         if not chosen.ids or chosen.bytes <= min(self.cap_bytes, self.cap_bytes if room is None else room):
             view = _held(vault, study, chosen).to(device)
         else:

@@ -109,11 +109,16 @@ def _workers(options: Options, name: str, *, jpeg2000: bool, many: int, few: int
     wall = {key: [run.measured.wall_s for run in runs] for key, runs in found.items()}
     one = _further(wall["one"], wall["one_few"], many - few)
     two = _further(wall["two"], wall["two_few"], many - few)
+    cores = [
+        (all_.measured.cpu_s - few_.measured.cpu_s) / (all_.measured.wall_s - few_.measured.wall_s)
+        for all_, few_ in zip(found["two"], found["two_few"], strict=True)
+    ]
     note = "" if (os.cpu_count() or 1) >= 2 else "this machine has one core"
     return [
         Figure(f"{name}: one worker / two workers", "× wall", ratios(one, two), at_least(1.7), note),
         Figure(f"{name}: an image more, one worker", "ms", [1000 * value for value in one]),
         Figure(f"{name}: an image more, two workers", "ms", [1000 * value for value in two]),
+        Figure(f"{name}: cores at work, two workers", "CPU-s/s", cores, note="less than 2 where others are at work"),
         Figure(f"{name}: whole command, one worker", "s", wall["one"], note=f"{many} images"),
         Figure(f"{name}: whole command, two workers", "s", wall["two"], note=f"{many} images"),
     ]
@@ -153,17 +158,20 @@ def vault_100k(options: Options) -> list[Figure]:
     small_trained, large_trained = trained[0::2], trained[1::2]
     peaks = [_memory([run.measured for run in runs]) for runs in by_stage]
     epochs = [_memory([measured for measured, _ in runs]) for runs in (small_trained, large_trained)]
+    told = [[_since_start(run) for _, run in runs] for runs in (small_trained, large_trained)]
     first, last = labels[0], labels[-1]
     figures = [
         Figure(f"importing: peak PSS, {last} / {first}", "×", ratios(peaks[-1][0], peaks[0][0]), at_most(1.5)),
         *(Figure(f"  to {label}", "MB", *peak) for label, peak in zip(labels, peaks, strict=True)),
-        Figure("an image more in the vault: it, open", "bytes", _growth(small_opened, large_opened, "opened")),
-        Figure("an image more in the vault: the importer", "bytes", _growth(small_opened, large_opened, "known")),
+        *(
+            Figure(f"  an image more: {name}", "bytes", _growth(small_opened, large_opened, what))
+            for what, name in (("opened", "the open vault"), ("known", "the importer"), ("report", "the report"))
+        ),
         Figure(
             "importing, an image",
             "CPU-ms",
             [1000 * sum(run.measured.cpu_s for run in runs) / (each * stages[-1]) for runs in imports],
-            note="three imports with start and end, by files of as many images as fit",
+            note="start and end of three imports included",
         ),
         Figure(
             f"opening, {last}",
@@ -175,21 +183,28 @@ def vault_100k(options: Options) -> list[Figure]:
         Figure(f"opening, {last}", "CPU-s", [value for run in large_opened for value in run["cpu_s"]]),
         Figure(f"opening, {first}", "CPU-s", [value for run in small_opened for value in run["cpu_s"]]),
         Figure(f"an epoch: peak PSS, {last} / {first}", "×", ratios(epochs[1][0], epochs[0][0]), at_most(1.5)),
+        *(
+            Figure(f"  an image more: {name}", "bytes", _growth(*told, what))
+            for what, name in (("view", "making the view"), ("epoch", "making the view and training"))
+        ),
     ]
-    for label, runs, peak in ((first, small_trained, epochs[0]), (last, large_trained, epochs[1])):
-        told = [run for _, run in runs]
+    for label, runs_of, peak in ((first, told[0], epochs[0]), (last, told[1], epochs[1])):
         figures += [
-            Figure(f"an epoch, {label}: peak PSS", "MB", *peak),
-            Figure("  of it before the vault is opened (resident)", "MB", [run["before"] for run in told]),
-            Figure("  with the view made (resident)", "MB", [run["view"] for run in told]),
-            Figure("  after the epoch (resident)", "MB", [run["epoch"] for run in told]),
-            Figure(f"an epoch, {label}: making the view", "CPU-s", [run["view_cpu_s"] for run in told]),
-            Figure(f"an epoch, {label}: training", "CPU-s", [run["epoch_cpu_s"] for run in told]),
+            Figure(f"an epoch, {label}", "MB", *peak),
+            Figure("  of it the view made (resident)", "MB", [run["view"] for run in runs_of]),
+            Figure("  and the epoch (resident)", "MB", [run["epoch"] - run["view"] for run in runs_of]),
+            Figure(f"an epoch, {label}: making the view", "CPU-s", [run["view_cpu_s"] for run in runs_of]),
+            Figure(f"an epoch, {label}: training", "CPU-s", [run["epoch_cpu_s"] for run in runs_of]),
         ]
     return figures
 
 
-def _growth(small: Sequence[dict[str, float]], large: Sequence[dict[str, float]], what: str) -> list[float]:
+def _since_start(told: dict[str, Any]) -> dict[str, Any]:
+    """Peaks of an epoch without what the process, torch in it, took before it opened the vault."""
+    return {**told, **{name: told[name] - told["before"] for name in ("view", "epoch")}}
+
+
+def _growth(small: Sequence[dict[str, Any]], large: Sequence[dict[str, Any]], what: str) -> list[float]:
     """Bytes that an image more takes."""
     return [1e6 * (b[what] - a[what]) / (b["images"] - a["images"]) for a, b in zip(small, large, strict=True)]
 

@@ -48,6 +48,33 @@ def test_the_epochs_workload_agrees_with_the_client(tmp_path: Path) -> None:
     assert "later epoch / in memory" in done.stdout
 
 
+WORKLOADS = {
+    "import-raw": ("import / decode and write", "≤ 1.3"),
+    "import-j2k": ("import / decode and write", "≤ 1.3"),
+    "import-workers": ("JPEG 2000: one worker / two workers", "≥ 1.7"),
+    "vault-100k": ("importing: peak PSS, 2,000 images / 200 images", "≤ 1.5"),
+    "vault-read": ("verify", "≥ 500"),
+    "view-streamed": ("epoch from the disk / tensors in memory", "≤ 1.1"),
+    "compression": (None, None),
+}
+"""Workloads of a hospital's site, with the figure of each that has an aim."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_the_workloads_of_a_site_agree_with_the_client(name: str, tmp_path: Path) -> None:
+    done = bench("--only", name, "--repeat", 1, "--scale", 0.02, "--write", "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = {figure["name"]: figure for figure in json.loads((tmp_path / "bench.json").read_text())[name]["figures"]}
+    aimed, aim = WORKLOADS[name]
+    if aimed:
+        assert figures[aimed]["aim"] == aim
+    for figure in figures.values():
+        assert figure["values"], f"{figure['name']}: {figure['note']}"
+    if name == "compression":
+        assert any(key.endswith("raw / jpeg-ls") and figure["values"][0] > 1.0 for key, figure in figures.items())
+
+
 def test_figures_of_a_shrunk_workload_do_not_reach_the_results() -> None:
     done = bench("--only", "help", "--scale", 0.5, "--write")
     assert done.returncode == 2

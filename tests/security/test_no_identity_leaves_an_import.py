@@ -24,13 +24,12 @@ import threading
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-import nibabel  # type: ignore[import-untyped]
+import nibabel
 import numpy as np
 import psutil
 import pytest
@@ -38,19 +37,24 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydicom import config, uid
-from pydicom.datadict import DicomDictionary
+from pydicom.datadict import DicomDictionary  # type: ignore[attr-defined]
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import encapsulate
 
 import fedward
 from client.vault.keys import provider
 from client.vault.store import Vault
+from tests.integration.commandline import command
 from tests.unit import dicom_objects
 from tests.unit.test_vectors import Reader
 
 pytestmark = pytest.mark.slow
 
 ENCODINGS = ("utf-8", "utf-16-le", "utf-16-be", "latin-1", "iso2022_jp", "shift_jis", "euc_jp")
+SWITCHES = re.compile(rb"\x1b[-($)][@-Z]")
+"""From alphabet to alphabet, in ISO 2022: where they stand depends on what stands before."""
+STEMS = re.compile(rb"qz[0-9]{5}xjw|1\.2\.826\.0\.1\.3680043\.9\.77[0-9]{6}|134751\.[0-9]{6}")
+"""What most markers look like: they are found in one pass."""
 ROOT = Path(fedward.__file__).parent
 
 # --- markers ---------------------------------------------------------------------------------------
@@ -62,6 +66,8 @@ class Markers:
 
     kept: dict[str, str] = field(default_factory=dict)
     """Marker -> where it is."""
+    free: dict[str, set[bytes]] = field(default_factory=dict)
+    """Those not of a common make, as :func:`spelled`."""
 
     def text(self, where: str) -> str:
         """Fit for every VR of text: ten capital letters and digits."""
@@ -80,6 +86,8 @@ class Markers:
         return self._new(f"134751.{100_000 + len(self.kept)}", where)
 
     def said(self, text: str, where: str) -> str:
+        """Any text that is nobody else's."""
+        self.free[text] = spelled(text)
         return self._new(text, where)
 
     def _new(self, marker: str, where: str) -> str:
@@ -93,14 +101,13 @@ def spelled(marker: str) -> set[bytes]:
     for text in (marker, marker.casefold(), marker.upper()):
         for encoding in ENCODINGS:
             with contextlib.suppress(UnicodeEncodeError):
-                # Without ISO 2022's switches between alphabets, which depend on what stands before.
-                found.add(re.sub(rb"\x1b[($][B@J]", b"", text.encode(encoding)).lower())
+                found.add(SWITCHES.sub(b"", text.encode(encoding)).lower())
     return found
 
 
 def unfolded(content: bytes) -> bytes:
-    """``content`` and what is written in it as hexadecimal or base64, all in small letters (ASCII's)."""
-    parts = [content]
+    """``content`` and what is written in it as UTF-16, ISO 2022, hexadecimal or base64, in ASCII's small letters."""
+    parts = [content, content.replace(b"\0", b""), SWITCHES.sub(b"", content)]
     for run in re.findall(rb"[0-9A-Fa-f]{16,}", content):
         for start in (0, 1):
             part = run[start:]
@@ -112,20 +119,21 @@ def unfolded(content: bytes) -> bytes:
     return b"\0\0".join(parts).lower()
 
 
-def found_in(content: bytes, markers: Iterable[str]) -> list[str]:
+def found_in(content: bytes, markers: Markers) -> set[str]:
     """Which markers stand anywhere in ``content``."""
     text = unfolded(content)
-    # Digits inside a random digest are nobody's number.
-    digits = re.sub(rb"[0-9a-f]{32,}", b" ", text)
-    return [
-        marker
-        for marker in markers
-        if any(form in (digits if marker.isdecimal() else text) for form in spelled(marker))
-    ]
+    alike = set(STEMS.findall(text))
+    for run in re.findall(rb"[0-9]{8,}", re.sub(rb"[0-9a-f]{32,}", b" ", text)):  # digits of a digest are no number
+        alike |= {run[at : at + size] for size in (8, 9) for at in range(len(run) - size + 1)}
+    found = {marker for marker in (one.decode().upper() for one in alike) if marker in markers.kept}
+    return found | {marker for marker, forms in markers.free.items() if any(form in text for form in forms)}
 
 
 def test_the_search_finds_a_marker_however_it_is_written() -> None:
-    for marker in ("QZ00001XJW", "19110203", "山田頗里", "Müller-Łódź"):
+    markers = Markers()
+    made = [markers.text(""), markers.date(""), markers.whole(""), markers.uid(""), markers.time("")]
+    made += [markers.said(text, "") for text in ("山田頗里", "Müller-Łódź")]
+    for marker in made:
         raw = marker.encode()
         for content in (
             raw,
@@ -137,8 +145,9 @@ def test_the_search_finds_a_marker_however_it_is_written() -> None:
             marker.encode("utf-16-le"),
             marker.encode("utf-16-be"),
         ):
-            assert found_in(b"some {" + content + b"} text", [marker, "QZ99999XJW"]) == [marker], content
-    assert found_in(("a" * 20 + "19110203" + "b" * 20).encode(), ["19110203"]) == [], "a digest"
+            assert found_in(b"some {" + content + b"} text", markers) == {marker}, content
+    digest = "a" * 20 + made[1] + "b" * 20
+    assert found_in(digest.encode(), markers) == set()
 
 
 # --- what a hospital has ----------------------------------------------------------------------------
@@ -183,6 +192,8 @@ KEEP = {
     "PixelAspectRatio",
     "FloatingPointPixelData",
 }
+FULL, DEEP = ("cr", "ct", "mr", "dx"), "cr"
+"""Objects with a marker in every attribute, and the one with three in every sequence too."""
 STRUCTURAL_GROUPS = (0x0000, 0x0002, 0x0004, 0x5200, 0x7FE0, 0xFFFE)
 TEXTS = ("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT")
 
@@ -206,7 +217,7 @@ def everything(made: Dataset, markers: Markers, name: str) -> None:
             value = markers.date(where) + markers.time(where)
         elif vr == "IS" and "Number" in keyword:
             value = markers.whole(where)
-        elif vr == "SQ" and tag >> 16 not in (0x0028, 0x0018, 0x0040) and "LUT" not in keyword:
+        elif name == DEEP and vr == "SQ" and tag >> 16 not in (0x0028, 0x0018, 0x0040) and "LUT" not in keyword:
             value = [deep(markers, where, depth=3)]
         else:
             continue
@@ -237,7 +248,7 @@ def dicom(markers: Markers, name: str, seed: int, patient: str, modality: str, s
     made = dicom_objects.dataset(pixels, modality, sop_class)
     for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
         setattr(made, keyword, markers.uid(f"{name}: {keyword}"))
-    made.PatientID = markers.said(patient, f"{name}: PatientID")
+    made.PatientID = markers.said(patient, f"{name}: PatientID") if patient else ""
     made.PatientSex, made.BurnedInAnnotation = "F", "NO"
     made.Manufacturer, made.ManufacturerModelName = "SIEMENS", f"SOMATOM {markers.text(f'{name}: model')}"
     made.ImageType = ["ORIGINAL", "PRIMARY", markers.text(f"{name}: ImageType")]
@@ -251,7 +262,13 @@ def dicom(markers: Markers, name: str, seed: int, patient: str, modality: str, s
     for keyword, value in tags.items():
         setattr(made, keyword, value)
     outside(made, markers, name)
-    everything(made, markers, name)
+    if name in FULL:
+        everything(made, markers, name)
+    else:
+        made.InstitutionName, made.StudyDescription = (
+            markers.text(f"{name}: institution"),
+            markers.text(f"{name}: study"),
+        )
     return dicom_objects.content(made)
 
 
@@ -262,7 +279,7 @@ def outside(made: FileDataset, markers: Markers, name: str) -> None:
         return markers.text(f"{name}: {where}")
 
     made.preamble = new("preamble").encode().ljust(128, b"\0")
-    meta = made.file_meta
+    meta: Any = made.file_meta
     meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID
     meta.ImplementationVersionName = new("ImplementationVersionName")
     for keyword in ("Source", "Sending", "Receiving"):
@@ -321,7 +338,8 @@ def jpeg_in_dicom(markers: Markers, name: str, seed: int, patient: str) -> bytes
     )
     for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
         setattr(made, keyword, markers.uid(f"{name}: {keyword}"))
-    made.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
+    meta: Any = made.file_meta
+    meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
     made.LossyImageCompression, made.BurnedInAnnotation = "01", "NO"
     outside(made, markers, name)
     made.PixelData = encapsulate([picture_file(markers, name, "JPEG", seed)])
@@ -335,20 +353,17 @@ def picture_file(markers: Markers, name: str, kind: str, seed: int) -> bytes:
     def new(where: str) -> str:
         return markers.text(f"{name}: {where}")
 
-    exif = Image.Exif()
-    for tag, where in (
-        (0x010E, "description"),
-        (0x013B, "artist"),
-        (0x8298, "copyright"),
-        (0x013C, "host"),
-        (0x0131, "software"),
-    ):
-        exif[tag] = new(f"EXIF {where}")
-    exif.get_ifd(0x8769).update({0x9286: b"ASCII\0\0\0" + new("EXIF user comment").encode(), 0xA430: new("EXIF owner")})
-    exif.get_ifd(0x8825).update(
-        {29: markers.said(f"1931:02:{seed % 28 + 1:02}", f"{name}: GPS date"), 27: new("GPS method").encode()}
-    )
     image, file = Image.fromarray(picture(seed)), io.BytesIO()
+    if kind == "GIF":
+        image.save(file, kind, comment=new("comment").encode())
+        return file.getvalue()
+    exif = Image.Exif()
+    for tag, where in ((270, "description"), (315, "artist"), (33432, "copyright"), (316, "host"), (305, "software")):
+        exif[tag] = new(f"EXIF {where}")
+    if kind != "TIFF":  # Pillow does not write these directories there
+        exif.get_ifd(0x8769).update({0x9286: b"ASCII\0\0\0" + new("EXIF comment").encode(), 0xA430: new("EXIF owner")})
+        day = markers.said(f"1931:02:{seed % 28 + 1:02}", f"{name}: GPS date")
+        exif.get_ifd(0x8825).update({29: day, 27: new("GPS method").encode()})
     if kind == "PNG":
         texts = PngInfo()
         texts.add_text("Author", new("tEXt"))
@@ -358,22 +373,19 @@ def picture_file(markers: Markers, name: str, kind: str, seed: int) -> bytes:
         file.write(new("behind the end").encode())
     elif kind == "JPEG":
         image.save(file, kind, comment=new("COM").encode(), exif=exif, quality=95)
-    elif kind == "TIFF":
-        tags = {
-            270: new("ImageDescription"),
-            285: new("PageName"),
-            700: new("XMP").encode(),
-            33723: new("IPTC").encode(),
-        }
-        image.save(file, kind, tiffinfo={**dict(exif), **tags})
     else:
-        image.save(file, kind, comment=new("comment").encode())
+        exif[285] = new("page's name")
+        exif[700] = new("XMP").encode()
+        exif[33723] = new("IPTC").encode()
+        image.save(file, kind, exif=exif)
     return file.getvalue()
 
 
 def nifti(markers: Markers, name: str, seed: int) -> bytes:
     volume = np.stack([picture(seed + layer, dtype="int16") for layer in range(3)], axis=2)
-    made = nibabel.Nifti1Image(volume, np.eye(4))
+    made = nibabel.Nifti1Image(  # type: ignore[no-untyped-call]
+        volume, np.eye(4)
+    )
     for key in ("descrip", "aux_file", "intent_name", "db_name"):
         made.header[key] = markers.text(f"{name}: {key}").encode()
     for code in (2, 4, 6):  # DICOM, AFNI, comment
@@ -385,12 +397,9 @@ def nifti(markers: Markers, name: str, seed: int) -> bytes:
 def arrays(markers: Markers, name: str, seed: int) -> bytes:
     file = io.BytesIO()
     names = np.array([markers.text(f"{name}: names") for _ in range(2)])
-    np.savez(
-        file,
-        images=np.stack([picture(seed), picture(seed + 1)]),
-        patients=names,
-        **{markers.text(f"{name}: key"): names},
-    )
+    held: dict[str, Any] = {"images": np.stack([picture(seed), picture(seed + 1)]), "patients": names}
+    held[markers.text(f"{name}: an array's own name")] = names
+    np.savez(file, **held)
     return file.getvalue()
 
 
@@ -426,24 +435,22 @@ def hospital(folder: Path) -> Hospital:
     japanese = {"SpecificCharacterSet": ["ISO 2022 IR 100", "ISO 2022 IR 87"]}
     one = markers.said("QZ-MRN-4711-A", "number of patient one")
     sheet: list[tuple[str, str]] = []  # file, patient
-    for seed, (name, patient, modality, sop_class, tags) in enumerate(
-        [
-            ("cr", one, "CR", dicom_objects.CR, {}),
-            ("ct", one, "CT", dicom_objects.CT, {"ConvolutionKernel": markers.text("ct: kernel")}),
-            ("mr", "QZ-MRN-4712-B", "MR", dicom_objects.MR, japanese),
-            ("dx", "QZ-MRN-4713-C", "DX", "1.2.840.10008.5.1.4.1.1.1.1", {"VOILUTSequence": [explained]}),
-            ("withheld", "QZ-MRN-4714-D", "CR", dicom_objects.CR, {}),
-            ("mismatch", "QZ-MRN-4715-E", "CR", dicom_objects.CR, {}),
-            ("burned", "QZ-MRN-4716-F", "CR", dicom_objects.CR, {"BurnedInAnnotation": "YES"}),
-            ("us", "QZ-MRN-4717-G", "US", dicom_objects.US, {"BurnedInAnnotation": ""}),
-            ("nobody", "", "CR", dicom_objects.CR, {}),
-            ("report", "QZ-MRN-4718-H", "SR", "1.2.840.10008.5.1.4.1.1.88.11", {}),
-            ("blank", "QZ-MRN-4719-I", "CR", dicom_objects.CR, {"PixelData": bytes(2 * 48 * 48)}),
-            ("bombs", "QZ-MRN-4720-J", "CR", dicom_objects.CR, {"Rows": 60_000, "Columns": 60_000}),
-            ("unscaled", "QZ-MRN-4721-K", "CT", dicom_objects.CT, {"RescaleSlope": None}),
-        ],
-        start=100,
-    ):
+    objects: list[tuple[str, str, str, str, dict[str, Any]]] = [
+        ("cr", one, "CR", dicom_objects.CR, {}),
+        ("ct", one, "CT", dicom_objects.CT, {"ConvolutionKernel": markers.text("ct: kernel")}),
+        ("mr", "QZ-MRN-4712-B", "MR", dicom_objects.MR, japanese),
+        ("dx", "QZ-MRN-4713-C", "DX", "1.2.840.10008.5.1.4.1.1.1.1", {"VOILUTSequence": [explained]}),
+        ("withheld", "QZ-MRN-4714-D", "CR", dicom_objects.CR, {}),
+        ("mismatch", "QZ-MRN-4715-E", "CR", dicom_objects.CR, {}),
+        ("burned", "QZ-MRN-4716-F", "CR", dicom_objects.CR, {"BurnedInAnnotation": "YES"}),
+        ("us", "QZ-MRN-4717-G", "US", dicom_objects.US, {"BurnedInAnnotation": ""}),
+        ("nobody", "", "CR", dicom_objects.CR, {}),
+        ("report", "QZ-MRN-4718-H", "SR", "1.2.840.10008.5.1.4.1.1.88.11", {}),
+        ("blank", "QZ-MRN-4719-I", "CR", dicom_objects.CR, {"PixelData": bytes(2 * 48 * 48)}),
+        ("bombs", "QZ-MRN-4720-J", "CR", dicom_objects.CR, {"Rows": 60_000, "Columns": 60_000}),
+        ("unscaled", "QZ-MRN-4721-K", "CT", dicom_objects.CT, {"RescaleSlope": None}),
+    ]
+    for seed, (name, patient, modality, sop_class, tags) in enumerate(objects, start=100):
         made = dicom(markers, name, seed, patient, modality, sop_class, **tags)
         file = place(f"{name}.dcm", made)
         if name == "mismatch":
@@ -461,17 +468,23 @@ def hospital(folder: Path) -> Hospital:
     place("anybody.png", picture_file(markers, "anybody", "PNG", 600))
     place("letter.pdf", f"%PDF-1.4 Dear {markers.text('letter: name')}".encode())
     place("empty.dcm", b"")
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        file.comment = markers.text("zip: comment").encode()
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.comment = markers.text("zip: comment").encode()
         member = f"{markers.text('zip: folder')}/{markers.text('zip: member')}.dcm"
-        file.writestr(member, dicom(markers, "zipped", 700, "QZ-MRN-4723-M", "CR", dicom_objects.CR))
-        file.writestr(f"{markers.text('zip: nested')}.zip", b"PK\3\4" + markers.text("zip: in a nested one").encode())
-        member = f"{markers.text('zip: folder of a picture')}/1.png"
-        file.writestr(member, picture_file(markers, "zipped png", "PNG", 701))
-    zipped = place("all.zip", archive.getvalue())
+        archive.writestr(member, dicom(markers, "zipped", 700, "QZ-MRN-4723-M", "CR", dicom_objects.CR))
+        archive.writestr(
+            f"{markers.text('zip: nested')}.zip", b"PK\3\4" + markers.text("zip: in a nested one").encode()
+        )
+        member = f"{markers.text('zip: folder of a picture')}/1.jpeg"
+        archive.writestr(member, picture_file(markers, "zipped jpeg", "JPEG", 701))
+    zipped = place("all.zip", packed.getvalue())
     sheet.append((f"{zipped}/{member}", markers.text("zip: patient on the sheet")))
-    (scans / markers.text("a link's name")).symlink_to(folder / "labels.csv")
+    (scans / markers.text("a link's name")).symlink_to(folder / "bad.csv")
+    mask, texts = (picture(800) > 128).astype(np.uint8) * 255, PngInfo()
+    texts.add_text("Author", markers.text("mask: tEXt"))
+    (folder / "masks").mkdir()
+    Image.fromarray(mask).save((folder / "masks" / Path(sheet[1][0]).name).with_suffix(".png"), pnginfo=texts)
     labels(folder, markers, sheet)
     return Hospital(folder, markers, one)
 
@@ -560,8 +573,11 @@ class Operator:
     folder: Path
     seen: Seen = field(default_factory=Seen)
 
-    def types(self, *arguments: object, code: int, typed: str = "", secret: str = "") -> str:
-        """Runs ``fedward site ARGUMENTS``; ``secret`` may stand in the command's own arguments and nowhere else."""
+    def types(self, *arguments: object, code: int, typed: str = "") -> None:
+        """Runs ``fedward site ARGUMENTS``, ``typed`` at its standard input.
+
+        A patient's number may stand in the arguments of ``erase`` itself; its children, and all else, are looked at.
+        """
         title = f"fedward site {arguments[0]}"
         argv = [sys.executable, str(ROOT / "fedward.py"), "site", *map(str, arguments)]
         temporary = self.folder / "tmp"
@@ -586,7 +602,6 @@ class Operator:
         self.seen.add(f"output of {title}", out)
         self.seen.add(f"errors of {title}", err)
         assert process.returncode == code, (title, process.returncode, out, err)
-        return out.decode()
 
     def _watch(self, pid: int, over: threading.Event, temporary: Path, title: str) -> None:
         looked: set[int] = set()
@@ -645,7 +660,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Day:
             config.settings.writing_validation_mode = before
     operator, site = Operator(folder), folder / "site"
     seen, vault, key = operator.seen, site / "vault.sqlite", site / "keys" / "vault.key"
-    sheets = ("--labels", folder / "labels.csv", "--opt-out", folder / "opt-out.csv")
+    sheets = ("--labels", folder / "labels.csv", "--opt-out", folder / "opt-out.csv", "--masks", folder / "masks")
     operator.types("init", site, "--synthetic", code=0)
     operator.types("import", given.scans, "--labels", folder / "bad.csv", "--site", site, code=3)
     operator.types("import", given.scans, "--boxes", folder / "bad-boxes.csv", "--site", site, code=3)
@@ -658,7 +673,6 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Day:
     operator.types("label", folder / "labels.csv", "--site", site, code=0)
     operator.types("label", folder / "bad.csv", "--site", site, code=3)
     operator.types("info", "--json", "--site", site, code=0)
-    operator.types("info", "--site", site, code=0)
     operator.types("erase", "--patient", given.erased, "--yes", "--site", site, code=0)
     operator.types("erase", "--patient", "-", "--yes", "--site", site, code=0, typed="QZ-MRN-4712-B\n")
     left = decrypted(seen, vault, key)
@@ -666,7 +680,6 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Day:
     assert decrypted(seen, vault, key) == left, "an erased patient came back"
     operator.types("verify", "--site", site, code=0)
     operator.types("doctor", "--site", site, code=0)
-    operator.types("doctor", "--json", "--site", site, code=0)
     operator.types("backup", folder / "backup.tar", "--site", site, code=0)
     seen.look_at_files(site, "site at the end")
     seen.add("backup", (folder / "backup.tar").read_bytes())
@@ -678,7 +691,11 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Day:
 def test_every_marker_is_where_it_was_planted(day: Day) -> None:
     """Or its absence elsewhere would say nothing."""
     parts = [path.relative_to(day.hospital.folder).as_posix().encode() for path in day.hospital.scans.rglob("*")]
-    for path in (*day.hospital.scans.rglob("*"), *day.hospital.folder.glob("*.csv")):
+    for path in (
+        *day.hospital.scans.rglob("*"),
+        *day.hospital.folder.glob("*.csv"),
+        *day.hospital.folder.glob("masks/*"),
+    ):
         if path.is_file() and not path.is_symlink():
             parts.append(path.read_bytes())
         if path.suffix == ".zip":
@@ -693,8 +710,8 @@ def test_every_marker_is_where_it_was_planted(day: Day) -> None:
         if path.suffix == ".png":
             with contextlib.suppress(OSError, SyntaxError), Image.open(path) as image:
                 parts.append(repr(image.info).encode())
-    planted = set(found_in(b"\0".join(parts), day.hospital.markers.kept))
-    assert [where for marker, where in day.hospital.markers.kept.items() if marker not in planted] == []
+    planted = found_in(b"\0".join(parts), day.hospital.markers)
+    assert sorted(where for marker, where in day.hospital.markers.kept.items() if marker not in planted) == []
     for name in ("cr", "ct", "mr", "dx"):
         assert sum(where.startswith(f"{name}: ") for where in day.hospital.markers.kept.values()) >= 35
     assert len(day.hospital.markers.kept) > 5000
@@ -712,7 +729,7 @@ def test_no_marker_is_found_anywhere(day: Day) -> None:
     leaks = [
         f"{place}: {marker!r} ({day.hospital.markers.kept[marker]})"
         for place, content in day.seen.places.items()
-        for marker in found_in(content, day.hospital.markers.kept)
+        for marker in sorted(found_in(content, day.hospital.markers))
     ]
     assert leaks == []
 
@@ -724,6 +741,7 @@ def test_all_places_were_looked_at(day: Day) -> None:
         "labels as stored",
         "rows",
         "pixels",
+        "masks",
         "source",
         "backup",
         "names in the backup",
@@ -744,3 +762,39 @@ def test_all_places_were_looked_at(day: Day) -> None:
         ),
     ):
         assert place in places, place
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("array", "QZDOE^JOHN"),
+        ("array", "QZMRN 1931-02-03"),
+        ("box", "QZDOE^JOHN"),
+        ("box", "QZMRN 1931-02-03"),
+        ("device", "QZ Ward of Dr Doe"),
+        ("view", "QZ as Dr Doe asked"),
+    ],
+)
+def test_what_no_label_sheet_may_say_nobody_else_may(place: str, text: str, tmp_path: Path) -> None:
+    """The label column of a sheet takes no names and dates, a DICOM object's device and view only known words.
+
+    So with labels inside an array file, labels of lesion boxes, and the columns ``device`` and ``view`` of a sheet.
+    """
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    Image.fromarray(picture(1)).save(scans / "a.png")
+    if place == "array":
+        names = np.array([f"{text}{number}" for number in range(2)])
+        np.savez(scans / "b.npz", images=np.stack([picture(2), picture(3)]), labels=names)
+    device, view = (text if place == name else "" for name in ("device", "view"))
+    write(tmp_path / "labels.csv", [["file", "label", "device", "view"], ["a.png", "normal", device, view]])
+    write(tmp_path / "boxes.csv", [["file", "label", "x", "y", "width", "height"], ["a.png", text, "1", "2", "3", "4"]])
+    site = tmp_path / "site"
+    assert command("site", "init", site, "--synthetic").code == 0
+    boxes = ("--boxes", tmp_path / "boxes.csv") if place == "box" else ()
+    outcome = command("site", "import", scans, "--labels", tmp_path / "labels.csv", *boxes, "--site", site)
+    seen = Seen()
+    decrypted(seen, site / "vault.sqlite", site / "keys" / "vault.key")
+    seen.look_at_files(site, "site")
+    seen.add("output", (outcome.out + outcome.err + command("site", "info", "--json", "--site", site).out).encode())
+    assert [where for where, content in seen.places.items() if text.encode() in content] == []

@@ -261,6 +261,15 @@ def test_the_vectors_cover_what_they_should() -> None:
     assert sum(path.stat().st_size for path in files) <= LARGEST_SUM
 
 
+def test_the_document_has_the_schema_word_for_word() -> None:
+    text = (VECTORS.parents[1] / "docs" / "vault-format.md").read_text(encoding="utf-8")
+    for name in ("format-1/vault", "format-2/full"):
+        with closing(sqlite3.connect(f"{(VECTORS / f'{name}.sqlite').as_uri()}?mode=ro", uri=True)) as file:
+            schema = [sql for (sql,) in file.execute("SELECT sql FROM sqlite_schema ORDER BY rowid")]
+        assert text.count("CREATE TABLE") == len(schema)
+        assert "\n".join(schema) in text
+
+
 def test_the_vectors_can_be_made_again(tmp_path: Path) -> None:
     """Byte for byte with the SQLite that made them; by content with another, which writes its version into the file."""
     (tmp_path / "format-1").mkdir()

@@ -1,0 +1,462 @@
+"""What a site's people have said about studies, and what follows from it now.
+
+A study asks by its first message and waits until people approve its hash. An approval holds for the study as it is, byte
+for byte, for one coordinator, and for the sites of the roster that was shown, or fewer: a site more, or one with another
+key, asks again. :func:`judge` says what holds; it is a pure function, asked at every request, so that a policy made
+stricter, a withdrawal or a pause stops the next message of a study that is at work.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from itertools import product
+from pathlib import Path
+from sqlite3 import Connection
+from typing import Any, Literal, get_args
+
+from client.home import Home
+from client.policy import POLICY_FILE, Objection, Policy, PolicyError, PolicyFile, Role
+from client.replies import Database
+from common.errors import FedwardError
+from common.study import Study
+
+APPROVALS_FILE = Path("federation") / "approvals.sqlite"
+"""Below a site's directory."""
+ROLES: tuple[str, ...] = get_args(Role)
+MOST_UNDECIDED = 32
+"""Studies that wait for a decision; a coordinator that asks for more loses its oldest."""
+SHORTEST_PREFIX = 6
+
+_TABLES = (
+    "CREATE TABLE study (id INTEGER PRIMARY KEY AUTOINCREMENT, hash TEXT NOT NULL UNIQUE, text TEXT NOT NULL, "
+    "asked TEXT NOT NULL, federation TEXT NOT NULL)",
+    "CREATE TABLE decision (id INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT NOT NULL REFERENCES study (hash), "
+    "kind TEXT NOT NULL, at TEXT NOT NULL, role TEXT NOT NULL, person TEXT NOT NULL, why TEXT NOT NULL, "
+    "rule INTEGER NOT NULL, federation TEXT NOT NULL)",
+    "CREATE TABLE pause (one INTEGER PRIMARY KEY CHECK (one = 1), at TEXT NOT NULL, person TEXT NOT NULL, "
+    "why TEXT NOT NULL)",
+)
+
+State = Literal[
+    "approved", "pending", "refused", "withdrawn", "expired", "objected", "paused", "outside-hours", "roster-changed"
+]
+CODES: Mapping[State, str | None] = {
+    "approved": None,
+    "pending": "approval-pending",
+    "refused": "approval-refused",
+    "withdrawn": "study-withdrawn",
+    "expired": "study-expired",
+    "objected": "policy-objects",
+    "paused": "site-paused",
+    "outside-hours": "outside-hours",
+    "roster-changed": "roster-changed",
+}
+"""What a refusal tells the coordinator."""
+
+
+class ApprovalError(FedwardError):
+    """A study cannot be approved, refused or withdrawn as asked."""
+
+    code = "approval-invalid"
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Who is in it: what an approval is given for beside the study."""
+
+    coordinator: str
+    """Fingerprint of its key."""
+    name: str
+    sites: Mapping[str, str]
+    """Alias -> fingerprint of its key, of all active sites, this one included."""
+    roster: str
+    """The roster's hash."""
+
+    def covers(self, other: Federation) -> bool:
+        """Whether ``other`` has the same coordinator and no site that was not here, under the same key."""
+        return self.coordinator == other.coordinator and other.sites.items() <= self.sites.items()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What somebody, or a rule of the policy, decided.
+
+    Recorded in the audit log, on this machine's word. Signatures by personal keys are not made: whoever may write to
+    the site's directory may write a decision. :meth:`facts` is what such a signature would cover.
+    """
+
+    kind: Literal["approve", "refuse", "withdraw"]
+    at: datetime
+    role: str
+    by: str
+    federation: Federation
+    why: str = ""
+    rule: int = 0
+    """Number of the policy's rule that approved automatically; 0 where a person decided."""
+
+    def facts(self, study: str) -> dict[str, Any]:
+        """For the audit log: who, in which role, what, for which study and roster, and why."""
+        kept = {"study": study, "role": self.role, "by": self.by, "why": self.why, "rule": self.rule}
+        seen = self.federation
+        return {**kept, "roster": seen.roster, "coordinator": seen.coordinator, "sites": sorted(seen.sites)}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A study that was asked for here."""
+
+    hash: str
+    text: str
+    """Its canonical form."""
+    asked: datetime
+    """When first."""
+    federation: Federation
+    """As it was last asked for."""
+    decisions: tuple[Decision, ...] = ()
+    """In the order they were taken."""
+
+    @property
+    def study(self) -> Study:
+        return Study.parse(self.text, f"study {self.hash[:12]}")
+
+
+@dataclass(frozen=True)
+class Pause:
+    """The whole site stands still."""
+
+    at: datetime
+    by: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a study may work here now."""
+
+    state: State
+    why: str
+    """In words, for this site's people."""
+    objections: tuple[Objection, ...] = ()
+    missing: tuple[str, ...] = ()
+    """Roles that have yet to approve."""
+    until: datetime | None = None
+    """When an approval that holds ends."""
+
+    @property
+    def code(self) -> str | None:
+        """What to refuse with; ``None`` for a study that may work."""
+        return CODES[self.state]
+
+
+@dataclass(frozen=True)
+class Now:
+    """What a verdict depends on beside the study and what was decided about it."""
+
+    federation: Federation
+    policy: Policy | PolicyError
+    at: datetime
+    pause: Pause | None = None
+
+
+def judge(study: Study, record: Record | None, now: Now) -> Verdict:
+    """The verdict on ``study``. A pause is before everything, a refusal or withdrawal before every earlier approval."""
+    policy = now.policy
+    if now.pause is not None:
+        return Verdict("paused", f"the site is paused since {_day(now.pause.at)} by {now.pause.by}")
+    if isinstance(policy, PolicyError):
+        return Verdict("objected", str(policy), (Objection(policy.code, POLICY_FILE, str(policy)),))
+    decisions = record.decisions if record is not None and record.hash == study.hash else ()
+    stop = next((found for found in reversed(decisions) if found.kind != "approve"), None)
+    given = list(decisions[decisions.index(stop) + 1 :] if stop else decisions)
+    if policy.automatic(study, now.federation.coordinator) is None:
+        given = [one for one in given if not one.rule]
+    complete = _complete(given, policy.approvals_needed) is not None
+    if stop is not None and not complete:
+        word: State = "refused" if stop.kind == "refuse" else "withdrawn"
+        return Verdict(word, f"{word} by {stop.by} on {_day(stop.at)}" + (f": {stop.why}" if stop.why else ""))
+    last_day = study.governance.expires
+    if last_day is not None and now.at.date() > last_day:
+        return Verdict("expired", f"the study expired on {last_day}")
+    objections = tuple(policy.objections(study))
+    if objections:
+        return Verdict("objected", objections[0].text, objections)
+    return _of_approvals(given, complete, policy, now)
+
+
+def _of_approvals(given: Sequence[Decision], complete: bool, policy: Policy, now: Now) -> Verdict:
+    covering = [one for one in given if one.federation.covers(now.federation)]
+    life = timedelta(days=policy.expires_days)
+    needed = policy.approvals_needed
+    since = _complete((one for one in covering if now.at - one.at < life), needed)
+    if since is not None:
+        if not policy.open_at(now.at):
+            return Verdict("outside-hours", f"approved; works at {', '.join(policy.opening_hours or ())}")
+        return Verdict("approved", f"approved until {_day(since + life)}", until=since + life)
+    if _complete(covering, needed) is not None:
+        return Verdict("expired", f"its approval is older than {policy.expires_days} days; approve it anew")
+    if complete:
+        return Verdict("roster-changed", "a site was added or has a new key since it was approved; approve it anew")
+    missing = tuple(role for role in needed if role not in {one.role for one in given})
+    return Verdict("pending", f"waits for an approval as {' and as '.join(missing or needed)}", missing=missing)
+
+
+def _complete(approvals: Iterable[Decision], needed: Sequence[str]) -> datetime | None:
+    """When the oldest of the approvals that are needed was given; ``None`` where one is missing.
+
+    Each role must be another person's; of several ways, the youngest. A rule of the policy stands for all roles.
+    """
+    latest: dict[tuple[str, str], datetime] = {}
+    ways: list[datetime] = []
+    for one in approvals:
+        if one.rule:
+            ways.append(one.at)
+        else:
+            person = (one.role, one.by.casefold())
+            latest[person] = max(one.at, latest.get(person, one.at))
+    choices = [[person for person in latest if person[0] == role] for role in needed]
+    for way in product(*choices):
+        if len({name for _, name in way}) == len(needed):
+            ways.append(min(latest[person] for person in way))
+    return max(ways, default=None)
+
+
+@dataclass
+class _Cache:
+    state: tuple[int, ...] = ()
+    pause: Pause | None = None
+    records: dict[str, Record | None] = field(default_factory=dict)
+
+
+class Approvals:
+    """The decisions of one site, on its disk; for the agent, which reads at every request, and the command line."""
+
+    def __init__(self, home: Home) -> None:
+        """Nothing is opened yet. Later failures are :class:`~client.replies.StoreError`."""
+        self._home = home
+        self._database = Database(home.directory / APPROVALS_FILE, _TABLES)
+        self._policy = PolicyFile(home.directory / POLICY_FILE)
+        self._cache = _Cache()
+
+    def seen(self, study: Study, federation: Federation) -> Verdict:
+        """A request of ``study`` came: the verdict, now. To be asked at every request; writes only what is new."""
+        cache = self._fresh()
+        if study.hash not in cache.records:
+            with self._database.transaction("DEFERRED") as connection:
+                cache.records[study.hash] = _record(connection, study.hash)
+        record = cache.records[study.hash]
+        if record is None or record.federation != federation:
+            record = self._remember(study, federation)
+        now = self._now(federation, cache.pause)
+        verdict = judge(study, record, now)
+        if verdict.state == "pending" and not record.decisions and isinstance(now.policy, Policy):
+            rule = now.policy.automatic(study, federation.coordinator)
+            if rule is not None:
+                decision = Decision("approve", now.at, "rule", f"rule {rule} of {POLICY_FILE}", federation, rule=rule)
+                verdict = judge(study, self._decide(study.hash, decision), now)
+        return verdict
+
+    def records(self) -> list[Record]:
+        """All studies that were asked for, the latest first."""
+        with self._database.transaction("DEFERRED") as connection:
+            names = connection.execute("SELECT hash FROM study ORDER BY id DESC").fetchall()
+            return [found for (name,) in names if (found := _record(connection, name)) is not None]
+
+    def find(self, prefix: str) -> Record:
+        """The one study whose hash starts so. Raises :class:`ApprovalError`."""
+        prefix = prefix.strip().lower()
+        if not re.fullmatch(f"[0-9a-f]{{{SHORTEST_PREFIX},64}}", prefix):
+            raise ApprovalError(
+                f"a study is named by {SHORTEST_PREFIX} or more digits of its hash, as `site studies` lists"
+            )
+        with self._database.transaction("DEFERRED") as connection:
+            found = connection.execute(
+                "SELECT hash FROM study WHERE substr(hash, 1, ?) = ?", (len(prefix), prefix)
+            ).fetchall()
+            record = _record(connection, found[0][0]) if len(found) == 1 else None
+        if record is None:
+            problem = (
+                f"{len(found)} studies' hashes start so; give more digits" if found else "`site studies` lists those"
+            )
+            raise ApprovalError(f"no one study {prefix}: {problem}")
+        return record
+
+    def verdict(self, record: Record) -> Verdict:
+        """On the study and roster of ``record``, now."""
+        return judge(record.study, record, self._now(record.federation, self._fresh().pause))
+
+    def policy(self) -> Policy | PolicyError:
+        """The site's policy now, or why there is none."""
+        return self._policy.now()
+
+    def approve(self, record: Record, *, role: str, by: str) -> Verdict:
+        """Approve ``record``, with the roster that stands in it: what was shown, though another may have come since.
+
+        Raises :class:`ApprovalError` where that would not count: a study that the policy objects to or that expired, a
+        role that the policy does not ask for, one person in two roles.
+        """
+        policy, at, study = self.policy(), self._home.clock(), record.study
+        if isinstance(policy, PolicyError):
+            raise policy
+        if role not in policy.approvals_needed:
+            needed = " and ".join(policy.approvals_needed)
+            raise ApprovalError(
+                f"{POLICY_FILE} asks for approvals as {needed}; one as {role[:40]} would count for nothing"
+            )
+        decision = Decision("approve", at, role, _person(by), record.federation)
+        alone = judge(
+            study, Record(record.hash, record.text, at, record.federation), Now(record.federation, policy, at)
+        )
+        if alone.state in ("objected", "expired"):
+            raise ApprovalError(f"{alone.why}; ask the coordinator for another study, or change {POLICY_FILE}")
+        known = self.find(record.hash)
+        other = next((one for one in reversed(_standing(known)) if one.by.casefold() == decision.by.casefold()), None)
+        if other is not None and other.role != role:
+            raise ApprovalError(f"{by} has approved it as {other.role}; somebody else must as {role}")
+        return self._verdict_after(record, decision)
+
+    def refuse(self, record: Record, *, by: str, why: str) -> Verdict:
+        """Refuse the study. Raises :class:`ApprovalError` without a reason."""
+        if not why.strip():
+            raise ApprovalError("say why: the coordinator's people will ask")
+        return self._verdict_after(record, self._no("refuse", record, by, why))
+
+    def withdraw(self, record: Record, *, by: str, why: str = "") -> Verdict:
+        """Take every approval back, in mid-run too; approvals given later count anew."""
+        return self._verdict_after(record, self._no("withdraw", record, by, why))
+
+    def pause(self, *, by: str, why: str = "") -> None:
+        """Stop answering requests, whatever the study."""
+        at = self._home.clock()
+        with self._database.transaction() as connection:
+            values = (at.isoformat(), _person(by), _reason(why))
+            connection.execute("INSERT OR REPLACE INTO pause VALUES (1, ?, ?, ?)", values)
+            self._home.audit.append("site-paused", {"by": by, "why": why}, at)
+
+    def resume(self, *, by: str) -> bool:
+        """Answer again; whether the site was paused."""
+        at = self._home.clock()
+        with self._database.transaction() as connection:
+            paused = connection.execute("DELETE FROM pause").rowcount > 0
+            if paused:
+                self._home.audit.append("site-resumed", {"by": _person(by)}, at)
+        return paused
+
+    @property
+    def paused(self) -> Pause | None:
+        return self._fresh().pause
+
+    def close(self) -> None:
+        """May be called twice."""
+        self._database.close()
+
+    def _no(self, kind: Literal["refuse", "withdraw"], record: Record, by: str, why: str) -> Decision:
+        return Decision(kind, self._home.clock(), "", _person(by), record.federation, _reason(why))
+
+    def _verdict_after(self, record: Record, decision: Decision) -> Verdict:
+        after = self._decide(record.hash, decision)
+        return judge(after.study, after, self._now(after.federation, self._fresh().pause))
+
+    def _now(self, federation: Federation, pause: Pause | None) -> Now:
+        return Now(federation, self._policy.now(), self._home.clock(), pause)
+
+    def _fresh(self) -> _Cache:
+        """What is known, emptied when anybody has changed the file."""
+        state = self._database.state()
+        if state != self._cache.state:
+            with self._database.transaction("DEFERRED") as connection:
+                found = connection.execute("SELECT at, person, why FROM pause").fetchone()
+            pause = None if found is None else Pause(datetime.fromisoformat(found[0]), found[1], found[2])
+            self._cache = _Cache(state, pause)
+        return self._cache
+
+    def _remember(self, study: Study, federation: Federation) -> Record:
+        at = self._home.clock()
+        with self._database.transaction() as connection:
+            known = _record(connection, study.hash)
+            if known is not None and known.federation == federation:
+                return known
+            connection.execute(
+                "INSERT INTO study (hash, text, asked, federation) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (hash) DO UPDATE SET federation = excluded.federation",
+                (study.hash, study.canonical().decode(), at.isoformat(), _text(federation)),
+            )
+            connection.execute(
+                "DELETE FROM study WHERE hash NOT IN (SELECT study FROM decision) AND id NOT IN "
+                "(SELECT id FROM study WHERE hash NOT IN (SELECT study FROM decision) ORDER BY id DESC LIMIT ?)",
+                (MOST_UNDECIDED,),
+            )
+            facts = {"study": study.hash, "name": study.name, "roster": federation.roster}
+            facts |= {"coordinator": federation.coordinator, "sites": sorted(federation.sites)}  # type: ignore[dict-item]
+            self._home.audit.append("study-asked" if known is None else "study-asked-with-new-roster", facts, at)
+            record = _record(connection, study.hash)
+        assert record is not None
+        return record
+
+    def _decide(self, study: str, decision: Decision) -> Record:
+        """Write a decision down. The audit log first: a kill between the two leaves no approval without its entry."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "INSERT INTO decision (study, kind, at, role, person, why, rule, federation) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(study, decision.kind, decision.at.isoformat(), decision.role, decision.by, decision.why),
+                    *(decision.rule, _text(decision.federation)),
+                ),
+            )
+            record = _record(connection, study)
+            if record is None:
+                raise ApprovalError(f"study {study[:12]} has gone; it must be asked for again")
+            event = {"approve": "study-approved", "refuse": "study-refused", "withdraw": "study-withdrawn"}[
+                decision.kind
+            ]
+            self._home.audit.append(event, decision.facts(study), decision.at)
+        return record
+
+
+def _standing(record: Record) -> list[Decision]:
+    """Approvals since the last refusal or withdrawal."""
+    stops = [number for number, one in enumerate(record.decisions) if one.kind != "approve"]
+    return list(record.decisions[stops[-1] + 1 if stops else 0 :])
+
+
+def _record(connection: Connection, study: str) -> Record | None:
+    found = connection.execute("SELECT text, asked, federation FROM study WHERE hash = ?", (study,)).fetchone()
+    if found is None:
+        return None
+    query = "SELECT kind, at, role, person, federation, why, rule FROM decision WHERE study = ? ORDER BY id"
+    decisions = tuple(
+        Decision(kind, datetime.fromisoformat(at), role, by, _federation(seen), why, rule)
+        for kind, at, role, by, seen, why, rule in connection.execute(query, (study,))
+    )
+    return Record(study, found[0], datetime.fromisoformat(found[1]), _federation(found[2]), decisions)
+
+
+def _text(federation: Federation) -> str:
+    return json.dumps({**asdict(federation), "sites": dict(sorted(federation.sites.items()))}, ensure_ascii=False)
+
+
+def _federation(text: str) -> Federation:
+    return Federation(**json.loads(text))
+
+
+def _person(name: str) -> str:
+    name = " ".join(name.split())
+    if not 2 <= len(name) <= 100 or not name.isprintable():
+        raise ApprovalError("name who decides, in 2 to 100 characters: --by 'A. Name'")
+    return name
+
+
+def _reason(text: str) -> str:
+    text = " ".join(text.split())
+    if len(text) > 500 or not text.isprintable():
+        raise ApprovalError("give the reason in at most 500 printable characters")
+    return text
+
+
+def _day(at: datetime) -> str:
+    return at.date().isoformat()

@@ -1,0 +1,414 @@
+"""A site's end of the network: it asks, nobody can call it.
+
+:func:`serve` stays for months. It asks the coordinator for messages, hands each to ``answer``, and
+brings the reply back, through restarts of either side, hung sockets, proxies (``HTTPS_PROXY``), sleep
+and clocks that are wrong. Code never comes this way: it asks for messages and their objects only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import httpx
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
+from flwr.app import Message
+
+from client import flower_private as flower
+from common.errors import IdentityError
+
+logger = logging.getLogger("fedward.fleet")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often and how long; seconds and bytes."""
+
+    quick_s: float = 0.2
+    idle_s: float = 10.0
+    quick_for_s: float = 60.0
+    heartbeat_s: float = 30.0  # Flower lists a node as offline after two missed beats; at least 10
+    retry_s: tuple[float, float] = (1.0, 60.0)  # the first and the longest pause before connecting anew
+    connect_s: float = 10.0
+    silence_s: float = 30.0  # the longest wait for the next byte
+    request_s: float = 600.0  # the longest exchange, however steadily it drips
+    objects_s: float = 1800.0  # the longest wait for a message's objects
+    message_bytes: int = 4 << 30
+
+
+class _Unreachable(Exception):
+    """The exchange failed; connect anew."""
+
+
+class _Refused(_Unreachable):
+    """The coordinator does not take this site's signature."""
+
+
+class _Dropped(Exception):
+    """The coordinator does not want this: the message is over, or was never ours."""
+
+
+class _Sized(Protocol):
+    def SerializeToString(self) -> bytes: ...  # noqa: N802 protobuf's name
+
+
+T = TypeVar("T")
+
+
+class Connection:
+    """Signed exchanges with one coordinator. :attr:`state` is for status pages: ``connecting``, ``online``,
+    ``unreachable`` or ``refused`` (not on the roster, or the roster's key is another)."""
+
+    def __init__(self, address: str, tls: ssl.SSLContext, key: ec.EllipticCurvePrivateKey, pace: Pace) -> None:
+        self.pace = pace
+        self.state = "connecting"
+        self.node_id = 0
+        self._base, self._key = f"https://{address}/v1/fleet/", key
+        self._http = httpx.Client(
+            verify=tls,
+            timeout=httpx.Timeout(pace.silence_s, connect=pace.connect_s),
+            # Shorter than the coordinator keeps them, so that it is not he who hangs up on a request.
+            limits=httpx.Limits(keepalive_expiry=20.0),
+            follow_redirects=False,
+        )
+        self._signing = threading.Lock()
+        self._last_stamp, self._skew_s = 0.0, 0.0
+
+    @classmethod
+    def open(
+        cls,
+        address: str,
+        ca: Path,
+        key: Path,
+        *,
+        certificate: tuple[Path, Path] | None = None,
+        pace: Pace | None = None,
+    ) -> Connection:
+        """Prepare to talk to ``address`` (host:port); nothing is sent yet.
+
+        ``ca``: the coordinator's authority, PEM, the only one that is trusted. ``key``: the site's private
+        P-384 key, PEM or OpenSSH. ``certificate``: the site's own certificate and its key, where the coordinator
+        asks for one.
+
+        Raises :class:`IdentityError` for files that cannot be used.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.load_verify_locations(ca)
+            if certificate is not None:
+                context.load_cert_chain(*certificate)
+        except OSError as error:  # SSLError is one
+            raise IdentityError(
+                f"the coordinator's certificate {ca.name} cannot be used ({error.strerror or type(error).__name__}); "
+                "join again with the kit"
+            ) from None
+        return cls(address, context, _private(key), pace or Pace())
+
+    def close(self) -> None:
+        self._http.close()
+
+    def call(self, name: str, request: _Sized, answer: type[T], *, silence_s: float | None = None) -> T:
+        """One exchange. Raises ``_Unreachable``, ``_Refused`` or ``_Dropped``."""
+        pace = self.pace
+        head = {"content-type": flower.MEDIA_TYPE, "accept": flower.MEDIA_TYPE, "accept-encoding": "identity"}
+        timeout = httpx.Timeout(silence_s or pace.silence_s, connect=min(pace.connect_s, silence_s or pace.connect_s))
+        body = request.SerializeToString()
+        ends, got = time.monotonic() + pace.request_s, bytearray()
+        try:
+            with self._http.stream(
+                "POST", self._base + name, content=body, headers=head | self._signature(), timeout=timeout
+            ) as response:
+                # A coordinator's answer is bounded, whatever it says of its length.
+                for part in response.iter_raw():
+                    got += part
+                    if len(got) > _LONGEST_ANSWER or time.monotonic() > ends:
+                        raise _Unreachable("an answer without end")
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
+            raise _Unreachable(type(error).__name__) from None
+        self._judge(response)
+        try:
+            return answer.FromString(bytes(got))  # type: ignore[attr-defined, no-any-return]
+        except Exception:  # protobuf's, and whatever its two implementations raise
+            raise _Unreachable("not an answer of the fleet's") from None
+
+    def _judge(self, response: httpx.Response) -> None:
+        status = response.status_code
+        if status == 200:
+            return
+        if status == 401:
+            self._learn_clock(response)
+            raise _Refused("the coordinator does not know this site's key, or its clock is another")
+        if status in (400, 403, 404, 411, 413):
+            raise _Dropped(f"status {status}")
+        raise _Unreachable(f"status {status}")
+
+    def _signature(self) -> dict[str, str]:
+        with self._signing:
+            # Never one stamp twice: the coordinator takes a second for a replay.
+            self._last_stamp = max(time.time() + self._skew_s, self._last_stamp + 1e-5)
+            stamp = self._last_stamp
+        return flower.sign(self._key, stamp)
+
+    def _learn_clock(self, response: httpx.Response) -> None:
+        """A site whose clock is wrong signs by the coordinator's, which it told over TLS."""
+        with contextlib.suppress(KeyError, ValueError, TypeError):
+            told = parsedate_to_datetime(response.headers["date"]).timestamp()
+            skew = told - time.time()
+            if abs(skew - self._skew_s) > _CLOCK_S:
+                logger.warning("this machine's clock is %+.0f s off the coordinator's; signing by his", -skew)
+                with self._signing:
+                    self._skew_s, self._last_stamp = skew, 0.0
+
+
+_LONGEST_ANSWER = 64 << 20
+_CLOCK_S = 2.0
+
+
+def serve(connection: Connection, answer: Callable[[Message], Message], *, stop: threading.Event) -> None:
+    """Answer messages until ``stop`` is set; closes the connection at the end.
+
+    ``answer`` is called in this thread, once per message that comes; a reply that cannot be brought back is tried
+    again until it is taken or nobody wants it, without another call. It should not raise; where it does, the
+    coordinator learns that much and nothing else. After a crash the unanswered message comes again.
+    """
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request, otherwise
+    agent = _Agent(connection, answer, stop)
+    try:
+        agent.run()
+    finally:
+        connection.close()
+
+
+class _Agent:
+    def __init__(self, connection: Connection, answer: Callable[[Message], Message], stop: threading.Event) -> None:
+        self._to, self._answer, self._stop = connection, answer, stop
+        self._pace = connection.pace
+        self._quick_until = 0.0
+        self._busy = self._brought = False
+        self._beat = threading.Event()  # set: the heart-beat found that we must connect anew
+
+    def run(self) -> None:
+        heart: threading.Thread | None = None
+        with self._connected():
+            heart = threading.Thread(target=self._heartbeats, name="fedward-heartbeat", daemon=True)
+            heart.start()
+            while not self._stop.is_set():
+                taken = self._tried(self._pull)
+                if self._stop.is_set():
+                    break
+                if taken is None:
+                    quick = time.monotonic() < self._quick_until
+                    # Idle sites that a restart has set off together come apart again.
+                    pause = self._pace.quick_s if quick else self._pace.idle_s * random.uniform(0.9, 1.1)  # noqa: S311
+                    self._stop.wait(pause)
+                    continue
+                self._quick_until = time.monotonic() + self._pace.quick_for_s
+                self._work(*taken)
+                self._quick_until = time.monotonic() + self._pace.quick_for_s
+        heart.join(self._pace.connect_s)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[None]:
+        self._tried(self._activate)
+        yield
+        # Stopped in the middle of work we leave without a word: until the coordinator misses us, a restarted
+        # agent finds its message waiting.
+        if not self._busy and self._to.state == "online":
+            with contextlib.suppress(_Unreachable, _Dropped):
+                request = flower.DeactivateNodeRequest(node_id=self._to.node_id)
+                self._to.call("deactivate-node", request, flower.DeactivateNodeResponse, silence_s=2.0)
+
+    # --- one message ------------------------------------------------------------------------------------------
+
+    def _pull(self) -> tuple[Message, Any] | None:
+        node = flower.Node(node_id=self._to.node_id)
+        found = self._to.call("pull-messages", flower.PullMessagesRequest(node=node), flower.PullMessagesResponse)
+        if not found.messages_list:
+            return None
+        return flower.message_from_proto(found.messages_list[0]), found.message_object_trees[0]
+
+    def _work(self, announced: Message, tree: Any) -> None:
+        """Fetch, answer, bring back. Confirmed only then, so that a killed agent's message comes again."""
+        self._busy = True
+        run_id, message_id = announced.metadata.run_id, announced.metadata.message_id
+        try:
+            request = self._tried(lambda: self._fetch(run_id, tree))
+            if request is None:
+                return
+            facts = request.metadata
+            if (facts.dst_node_id, facts.run_id, facts.message_id) != (self._to.node_id, run_id, message_id):
+                logger.error("a message for another site, or another than was announced; not answered")
+                return
+            reply = self._replied(request)
+            self._brought = False
+            self._tried(lambda: self._bring(reply), at_least_once=True)
+            if self._brought:
+                self._tried(lambda: self._confirm(run_id, message_id), at_least_once=True)
+                self._busy = False
+        except _Dropped as reason:
+            logger.info("the coordinator does not want an answer to this message any more (%s)", reason)
+        except ValueError as error:
+            logger.error("a message that cannot be read (%s); not answered", error)
+            with contextlib.suppress(_Dropped):
+                reply = flower.settle(flower.failed(announced), announced)
+                self._tried(lambda: self._bring(reply))
+        if not self._stop.is_set():
+            self._busy = False
+
+    def _fetch(self, run_id: int, tree: Any) -> Message:
+        node, left, lock = flower.Node(node_id=self._to.node_id), [self._pace.message_bytes], threading.Lock()
+
+        def fetch(object_id: str) -> bytes:
+            if self._stop.is_set():
+                raise _Unreachable("stopping")
+            request = flower.PullObjectRequest(node=node, run_id=run_id, object_id=object_id)
+            found = self._to.call("pull-object", request, flower.PullObjectResponse)
+            if not found.object_found:
+                raise _Dropped("an object is gone")
+            if not found.object_available:
+                raise flower.ObjectUnavailableError(object_id)
+            with lock:
+                left[0] -= len(found.object_content)
+                if left[0] < 0:
+                    raise ValueError("larger than this site takes")
+            return bytes(found.object_content)
+
+        try:
+            contents = flower.pull_objects(
+                flower.object_ids(tree),
+                fetch,
+                max_time=self._pace.objects_s,
+                max_tries_per_object=None,
+                initial_backoff=self._pace.quick_s / 4,
+                backoff_cap=1.0,
+            )
+        except flower.ObjectPullError:
+            raise _Dropped("its objects never came") from None
+        return flower.inflate(tree.object_id, contents)
+
+    def _replied(self, request: Message) -> Message:
+        try:
+            reply = self._answer(request)
+        except Exception:
+            logger.exception("answering failed")
+            reply = flower.failed(request)
+        return flower.settle(reply, request)
+
+    def _bring(self, reply: Message) -> None:
+        node, run_id = flower.Node(node_id=self._to.node_id), reply.metadata.run_id
+        with flower.no_object_id_recompute():
+            bare = flower.message_to_proto(flower.remove_content_from_message(reply))
+            announced = self._to.call(
+                "push-messages",
+                flower.PushMessagesRequest(
+                    node=node,
+                    messages_list=[bare],
+                    message_object_trees=[flower.get_object_tree(reply)],
+                ),
+                flower.PushMessagesResponse,
+            )
+
+            def push(object_id: str, content: bytes) -> None:
+                request = flower.PushObjectRequest(
+                    node=node,
+                    run_id=run_id,
+                    object_id=object_id,
+                    object_content=content,
+                    session_id=announced.session_id,
+                )
+                if not self._to.call("push-object", request, flower.PushObjectResponse).stored:
+                    raise _Unreachable("the upload was cut; announce it anew")
+
+            flower.push_objects(
+                flower.get_all_nested_objects(reply), push, object_ids_to_push=set(announced.objects_to_push)
+            )
+        self._brought = True
+
+    def _confirm(self, run_id: int, message_id: str) -> None:
+        node = flower.Node(node_id=self._to.node_id)
+        request = flower.ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=message_id)
+        with contextlib.suppress(_Dropped):
+            self._to.call("confirm-message-received", request, flower.ConfirmMessageReceivedResponse)
+
+    # --- staying connected ------------------------------------------------------------------------------------
+
+    def _activate(self) -> None:
+        request = flower.ActivateNodeRequest(
+            public_key=flower.public_bytes(self._to._key), heartbeat_interval=self._pace.heartbeat_s
+        )
+        self._beat.clear()
+        try:
+            self._to.node_id = self._to.call(
+                "activate-node", request, flower.ActivateNodeResponse, silence_s=self._pace.connect_s
+            ).node_id
+        except _Dropped as reason:
+            raise _Unreachable(str(reason)) from None
+        self._become("online")
+
+    def _tried(self, step: Callable[[], T], *, at_least_once: bool = False) -> T | None:
+        """``step``'s result, however often we must connect anew for it; ``None`` once we are to stop."""
+        first, longest = self._pace.retry_s
+        pause, lost = first, self._beat.is_set()
+        while at_least_once or not self._stop.is_set():
+            try:
+                if lost and step != self._activate:
+                    self._activate()
+                return step()
+            except _Unreachable as reason:
+                if self._stop.is_set():
+                    return None
+                lost = True
+                self._become("refused" if isinstance(reason, _Refused) else "unreachable", str(reason))
+                self._stop.wait(pause * random.uniform(0.5, 1.5))  # noqa: S311 sites must not come back in step
+                pause = min(pause * 2, longest)
+        return None
+
+    def _become(self, state: str, why: str = "") -> None:
+        if state != self._to.state:
+            logger.log(logging.INFO if state == "online" else logging.WARNING, "%s%s", state, why and f": {why}")
+            self._to.state = state
+
+    def _heartbeats(self) -> None:
+        """Beats go on while ``answer`` works, for hours if need be. A missed one is tried again soon."""
+        interval = self._pace.heartbeat_s
+        pause = interval * 0.7
+        while not self._stop.wait(pause * random.uniform(0.9, 1.1)):  # noqa: S311
+            request = flower.SendNodeHeartbeatRequest(
+                node=flower.Node(node_id=self._to.node_id), heartbeat_interval=interval
+            )
+            try:
+                known = self._to.call(
+                    "send-node-heartbeat", request, flower.SendNodeHeartbeatResponse, silence_s=self._pace.connect_s
+                ).success
+                pause = interval * 0.7
+            except (_Unreachable, _Dropped):
+                known, pause = False, min(interval * 0.7, 5.0)
+            if not known:
+                self._beat.set()
+
+
+def _private(path: Path) -> ec.EllipticCurvePrivateKey:
+    remedy = "make one with: fedward site join-request"
+    try:
+        text = path.read_bytes()
+        load = load_ssh_private_key if b"OPENSSH" in text else load_pem_private_key
+        key = load(text, None)
+    except OSError as error:
+        raise IdentityError(f"the site's key {path.name} cannot be read ({error.strerror}); {remedy}") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise IdentityError(f"the site's key {path.name} is damaged or locked; {remedy}") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise IdentityError(f"the site's key {path.name} is no P-384 key; {remedy}")
+    return key

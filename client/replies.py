@@ -1,0 +1,363 @@
+"""Replies a site has made, kept so that a request asked again gets the same bytes and is never worked on twice.
+
+A reply is on the disk before it is sent. Killed at any moment, the site has it whole or not at all. Each is encrypted
+with AES-256-GCM under a key that only the site's vault gives, in pieces of 1 MiB, every piece under a random nonce
+(NIST SP 800-38D, 8.2.2: fewer than 2^32 pieces under a key) and bound by its associated data to the request, to its
+place among the pieces, and to their number: pieces cannot be exchanged, moved or cut off.
+
+Which round was trained from which weights stays when the reply itself is dropped, and when the key is lost: it is
+what keeps a round from being trained a second time from others.
+"""
+
+from __future__ import annotations
+
+import hmac
+import io
+import json
+import os
+import sqlite3
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from client.vault.store import Vault
+from common.errors import FedwardError
+
+REPLIES_FILE = Path("federation") / "replies.sqlite"
+"""Below a site's directory."""
+TRAIN = "train.fit"
+"""The kind of request that spends its round (``common.protocol.TRAIN``)."""
+LARGEST_BYTES = 1 << 30
+LIMIT_BYTES = 4 << 30
+"""Of all replies kept in full; beyond it the oldest go first."""
+A_ROUND = 16
+"""Replies kept in full of one round: a hostile coordinator may ask for evaluations without end."""
+
+_PIECE_BYTES = 1 << 20
+_NONCE_BYTES = 12
+_NAME = b"fedward replies 1\0"
+_PLACE = struct.Struct(">16sQQ")
+_LOCK_TIMEOUT_S = 5.0
+_TABLES = (
+    "CREATE TABLE key (one INTEGER PRIMARY KEY CHECK (one = 1), salt BLOB NOT NULL, proof BLOB NOT NULL)",
+    "CREATE TABLE reply (id INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT NOT NULL, arm TEXT NOT NULL, "
+    "repeat INTEGER NOT NULL, kind TEXT NOT NULL, round INTEGER NOT NULL, digest TEXT NOT NULL, "
+    "size INTEGER, mark BLOB NOT NULL, UNIQUE (study, arm, repeat, kind, round, digest))",
+    f"CREATE UNIQUE INDEX spent ON reply (study, arm, repeat, round) WHERE kind = '{TRAIN}'",
+    "CREATE TABLE piece (reply INTEGER NOT NULL, number INTEGER NOT NULL, data BLOB NOT NULL, "
+    "PRIMARY KEY (reply, number))",
+)
+_SAME = "study = ? AND arm = ? AND repeat = ? AND kind = ? AND round = ? AND digest = ?"
+
+
+class StoreError(FedwardError):
+    """A file in which a site remembers its part of a federation is damaged, in use, or cannot be written."""
+
+    code = "site-store-unusable"
+    exit_code = 4
+
+
+class RoundSpent(FedwardError):
+    """A training round was already done from other weights."""
+
+    code = "round-spent"
+    exit_code = 6
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes two requests the same."""
+
+    study: str
+    """The study's hash."""
+    arm: str
+    repeat: int
+    kind: str
+    """Of the request, with all that tells two of a round apart, e.g. ``evaluate.scores val``."""
+    round: int
+    digest: str
+    """Of the arrays that came with the request."""
+
+
+class Database:
+    """One SQLite file of a site: mode 0600, durable when a transaction ends, for any thread and process.
+
+    A rollback journal with ``synchronous=EXTRA``: what a killed process left half-written, the next one that opens the
+    file undoes. A file that was exchanged (a backup brought back) is opened anew.
+    """
+
+    def __init__(self, path: Path, tables: Sequence[str], *, page_bytes: int = 4096, version: int = 1) -> None:
+        """``tables`` are made in a new file, with pages of ``page_bytes``; ``version`` is that of their form."""
+        self.path = path
+        self._tables, self._page_bytes, self._version = tables, page_bytes, version
+        self._lock = threading.RLock()
+        self._open: sqlite3.Connection | None = None
+        self._place = (0, 0, 0)
+        self._inherited: list[sqlite3.Connection] = []
+        self._changes = 0
+
+    @contextmanager
+    def transaction(self, mode: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
+        """All or nothing, also for Ctrl-C. ``mode``: ``DEFERRED`` to read one state. Raises :class:`StoreError`."""
+        with self._lock, self._explained():
+            connection = self._connection()
+            connection.execute(f"BEGIN {mode}")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # after a full disk SQLite may have rolled back by itself
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                raise
+            self._changes += mode == "IMMEDIATE"
+
+    def state(self) -> tuple[int, ...]:
+        """Another value whenever anybody, this process included, has changed the file; some 20 µs."""
+        with self._lock, self._explained():
+            seen = self._connection().execute("PRAGMA data_version").fetchone()[0]
+            return (*self._place, self._changes, int(seen))
+
+    def shrink(self) -> None:
+        """Give the disk back what was deleted."""
+        with self._lock, self._explained():
+            self._connection().executescript("PRAGMA incremental_vacuum")  # execute() frees one page only
+
+    def close(self) -> None:
+        """May be called twice; the next use opens the file again."""
+        with self._lock:
+            if self._open is not None and self._place[0] == os.getpid():
+                self._open.close()
+            self._open = None
+
+    def _connection(self) -> sqlite3.Connection:
+        place = self._found()
+        if self._open is not None and place != self._place:
+            if self._place[0] == place[0]:
+                self._open.close()
+            else:
+                self._inherited.append(self._open)  # of before a fork: SQLite wants it neither used nor closed here
+            self._open = None
+        if self._open is None:
+            if place[1:] == (0, 0):
+                self._make()
+            self._open = self._opened()
+            self._place, self._changes = self._found(), self._changes + 1
+        return self._open
+
+    def _found(self) -> tuple[int, int, int]:
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return os.getpid(), 0, 0
+        return os.getpid(), status.st_dev, status.st_ino
+
+    def _make(self) -> None:
+        """An empty file, for SQLite would make it with the umask's mode. Never opened here where it exists: closing it
+        would drop the locks that this process holds on it (POSIX)."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+    def _opened(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"{self.path.resolve().as_uri()}?mode=rw",
+            uri=True,
+            isolation_level=None,
+            timeout=_LOCK_TIMEOUT_S,
+            check_same_thread=False,
+        )
+        try:
+            for setting in ("trusted_schema=OFF", "cell_size_check=ON", "temp_store=MEMORY", "synchronous=EXTRA"):
+                connection.execute(f"PRAGMA {setting}")
+            if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+                connection.execute(f"PRAGMA page_size={self._page_bytes}")
+                connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+                connection.execute("BEGIN IMMEDIATE")
+                if connection.execute("PRAGMA user_version").fetchone()[0] == 0:  # nobody was quicker
+                    for table in self._tables:
+                        connection.execute(table)
+                    connection.execute(f"PRAGMA user_version={self._version}")
+                connection.execute("COMMIT")
+            found = connection.execute("PRAGMA user_version").fetchone()[0]
+            if found != self._version:
+                raise StoreError(f"{self.path.name} has format {found}, this fedward {self._version}: upgrade fedward")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        name = f"{self.path.parent.name}/{self.path.name}"
+        try:
+            yield
+        except sqlite3.Error as error:
+            primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+            if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                text = "is in use by another process; try again when that has finished"
+            elif primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                text = "is damaged; restore it from a backup"
+            else:
+                text = f"could not be read or written ({error}); check the disk's space and who owns the file"
+            raise StoreError(f"{name} {text}") from None
+        except OSError as error:
+            raise StoreError(f"{name} cannot be written: {error.strerror}; check the disk and who owns it") from None
+
+
+class Replies:
+    """The kept replies of one site. For any thread; each call is one transaction."""
+
+    def __init__(self, path: Path, vault: Vault, *, limit_bytes: int = LIMIT_BYTES) -> None:
+        """Opens or makes the file. Under a vault with a new data key, replies are gone, and only their digests stay.
+
+        Raises :class:`StoreError`.
+        """
+        self._database = Database(path, _TABLES, page_bytes=1 << 16)  # 97 MB: 0.5 s, with small pages 1.8 s
+        self._limit = limit_bytes
+        with self._database.transaction() as connection:
+            found = connection.execute("SELECT salt, proof FROM key").fetchone()
+            if found is None or not self._has_key(vault, *found):
+                salt = _NAME + os.urandom(16)
+                self._has_key(vault, salt, b"")
+                _drop(connection, "1")
+                connection.execute("INSERT OR REPLACE INTO key VALUES (1, ?, ?)", (salt, self._proof))
+
+    def _has_key(self, vault: Vault, salt: bytes, proof: bytes) -> bool:
+        key = vault.view_key(salt)
+        self._cipher = AESGCM(key)
+        self._proof = hmac.digest(key, _NAME, "sha256")
+        return hmac.compare_digest(self._proof, proof)
+
+    def kept(self, identity: Identity) -> bytes | None:
+        """The reply to this request, or ``None`` where it has to be made. Memory: once its size.
+
+        Raises :class:`RoundSpent` for a training round that was done from other weights, :class:`StoreError` for a
+        reply that is not as it was written.
+        """
+        with self._database.transaction("DEFERRED") as connection:
+            self._check(connection, identity)
+            found = connection.execute(
+                f"SELECT id, size, mark FROM reply WHERE {_SAME} AND size IS NOT NULL",  # noqa: S608 (a constant)
+                astuple(identity),
+            ).fetchone()
+            if found is None:
+                return None
+            number, size, mark = found
+            plain = io.BytesIO()  # hands over its buffer without a copy
+            query = "SELECT data FROM piece WHERE reply = ? ORDER BY number"
+            count = 0
+            for count, (data,) in enumerate(connection.execute(query, (number,)), start=1):
+                bound = _bound(identity, mark, count - 1, size)
+                try:
+                    plain.write(self._cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], bound))
+                except (InvalidTag, ValueError, TypeError):
+                    raise self._damaged() from None
+            if count != _pieces(size) or plain.tell() != size:
+                raise self._damaged()
+        return plain.getvalue()
+
+    def keep(self, identity: Identity, reply: bytes) -> None:
+        """Commit ``reply`` to the disk; call before sending it. What is kept already stays as it is.
+
+        Replies of other rounds of the same study, arm and repeat are dropped but for their digests. Raises
+        :class:`RoundSpent` as :meth:`kept` does, :class:`StoreError` where it is larger than 1 GiB or the disk is full.
+        """
+        if len(reply) > LARGEST_BYTES:
+            raise StoreError(f"a reply of {len(reply)} bytes is not kept: the most is {LARGEST_BYTES >> 30} GiB")
+        with self._database.transaction() as connection:
+            self._check(connection, identity)
+            mark = os.urandom(16)
+            row = connection.execute(
+                "INSERT INTO reply (study, arm, repeat, kind, round, digest, size, mark) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (study, arm, repeat, kind, round, digest) "
+                "DO UPDATE SET size = excluded.size, mark = excluded.mark WHERE size IS NULL RETURNING id",
+                (*astuple(identity), len(reply), mark),
+            ).fetchone()
+            if row is None:
+                return
+            whole = memoryview(reply)
+            for number in range(_pieces(len(reply))):
+                nonce = os.urandom(_NONCE_BYTES)
+                plain = whole[number * _PIECE_BYTES : (number + 1) * _PIECE_BYTES]
+                sealed = self._cipher.encrypt(nonce, plain, _bound(identity, mark, number, len(reply)))
+                connection.execute("INSERT INTO piece VALUES (?, ?, ?)", (row[0], number, nonce + sealed))
+            self._tidy(connection, identity, row[0])
+
+    def _tidy(self, connection: sqlite3.Connection, identity: Identity, latest: int) -> None:
+        same = "study = ? AND arm = ? AND repeat = ?"
+        run = (identity.study, identity.arm, identity.repeat)
+        _drop(connection, f"{same} AND round <> ?", (*run, identity.round))
+        full = f"SELECT id FROM reply WHERE {same} AND size IS NOT NULL ORDER BY id DESC LIMIT {A_ROUND}"  # noqa: S608
+        _drop(connection, f"{same} AND id NOT IN ({full})", (*run, *run))
+        total = connection.execute("SELECT coalesce(sum(size), 0) FROM reply").fetchone()[0]
+        oldest = "SELECT id, size FROM reply WHERE size IS NOT NULL AND id <> ? ORDER BY id"
+        for number, size in connection.execute(oldest, (latest,)).fetchall():
+            if total <= self._limit:
+                break
+            _drop(connection, "id = ?", (number,))
+            total -= size
+
+    def spent(self, study: str, arm: str, repeat: int, round_: int) -> str | None:
+        """Digest of the weights from which a training round was done; ``None`` for one that was not."""
+        with self._database.transaction("DEFERRED") as connection:
+            return _spent(connection, study, arm, repeat, round_)
+
+    def forget(self, study: str) -> int:
+        """Remove all of a study, digests too, when it has ended; how many replies that were."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM piece WHERE reply IN (SELECT id FROM reply WHERE study = ?)", (study,))
+            gone = connection.execute("DELETE FROM reply WHERE study = ?", (study,)).rowcount
+        self._database.shrink()
+        return gone
+
+    def close(self) -> None:
+        """May be called twice."""
+        self._database.close()
+
+    def _check(self, connection: sqlite3.Connection, identity: Identity) -> None:
+        if connection.execute("SELECT proof FROM key").fetchone() != (self._proof,):
+            raise StoreError(f"{self._database.path.name} was exchanged meanwhile; start the site's agent again")
+        if identity.kind == TRAIN:
+            before = _spent(connection, identity.study, identity.arm, identity.repeat, identity.round)
+            if before not in (None, identity.digest):
+                raise RoundSpent(
+                    f"round {identity.round} of study {identity.study[:12]} was trained from other weights; "
+                    "the coordinator must go on from its last checkpoint, or start another repeat"
+                )
+
+    def _damaged(self) -> StoreError:
+        return StoreError(
+            f"a reply in {self._database.path.name} is not as it was written; restore the file from a backup"
+        )
+
+
+def _drop(connection: sqlite3.Connection, which: str, values: Sequence[object] = ()) -> None:
+    """Remove the replies ``which`` means; of training rounds their digests stay."""
+    chosen = f"SELECT id FROM reply WHERE size IS NOT NULL AND {which}"  # noqa: S608 (conditions of this file)
+    connection.execute(f"DELETE FROM piece WHERE reply IN ({chosen})", values)  # noqa: S608
+    connection.execute(f"UPDATE reply SET size = NULL WHERE id IN ({chosen})", values)  # noqa: S608
+    connection.execute("DELETE FROM reply WHERE size IS NULL AND kind <> ?", (TRAIN,))
+
+
+def _spent(connection: sqlite3.Connection, study: str, arm: str, repeat: int, round_: int) -> str | None:
+    found = connection.execute(
+        "SELECT digest FROM reply WHERE study = ? AND arm = ? AND repeat = ? AND round = ? AND kind = ?",
+        (study, arm, repeat, round_, TRAIN),
+    ).fetchone()
+    return None if found is None else str(found[0])
+
+
+def _pieces(size: int) -> int:
+    return max(1, -(-size // _PIECE_BYTES))
+
+
+def _bound(identity: Identity, mark: bytes, number: int, size: int) -> bytes:
+    """Associated data of a piece: the request, this one keeping of its reply, the piece's place, the reply's size."""
+    return _NAME + _PLACE.pack(mark, number, size) + json.dumps(astuple(identity)).encode()
