@@ -48,8 +48,17 @@ class Resident:
         self._scores: OrderedDict[tuple[Path, str, str, str], Scores] = OrderedDict()
 
     def site(self, directory: Path) -> Site:
-        """The opened site; the least recently used one is closed when many are open."""
-        site = self._sites.pop(directory, None) or Site.open(directory, self.views)
+        """The opened site; the least recently used one is closed when many are open.
+
+        One whose vault was changed meanwhile is opened again: an erased patient takes no part in the next message.
+        """
+        site = self._sites.pop(directory, None)
+        if site is not None and site.stale:
+            site.close()
+            for key in [key for key in self._scores if key[0] == directory]:
+                del self._scores[key]
+            site = None
+        site = site or Site.open(directory, self.views)
         self._sites[directory] = site
         if len(self._sites) > _OPEN_SITES:
             self._sites.popitem(last=False)[1].close()
@@ -130,6 +139,8 @@ def handle(message: Message, locate: Callable[[], Path], resident: Resident) -> 
         if site.config.threads and torch.get_num_threads() != site.config.threads:
             torch.set_num_threads(site.config.threads)
         reply: protocol.Reply
+        if not isinstance(request, protocol.SurveyRequest):
+            site.note_use(request.task.study)
         if isinstance(request, protocol.SurveyRequest):
             reply = survey(request, site)
         elif isinstance(request, protocol.TrainRequest):

@@ -12,6 +12,7 @@ import hmac
 import io
 import json
 import os
+import secrets
 import shutil
 import tarfile
 import tempfile
@@ -42,9 +43,9 @@ def backup(home: Home, target: Path) -> int:
         listed = {name: _digest(home.directory / name) for name in names}
         content = {"format": FORMAT, "vault": vault.id, "generation": vault.generation, "files": listed}
         kept = json.dumps({**content, "mac": vault.mac(_text(content))}, indent=1).encode()
-        partial = target.with_name(f".{target.name}.partial")
+        partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
         try:
-            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
                 with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
                     _put(archive, LIST, len(kept), io.BytesIO(kept))
                     for name in names:

@@ -24,7 +24,7 @@ from typing import Any
 from client.config import SITE_FILE, SiteConfig
 from client.vault import database
 from client.vault.keys import KeyProvider, prepare, provider
-from client.vault.store import Vault
+from client.vault.store import Vault, reencrypted
 from client.vault.witness import Seen, Witness
 from common.audit import AuditLog
 from common.errors import KeyUnavailable, VaultError
@@ -33,6 +33,7 @@ from common.files import sweep, write_atomically
 DEFAULT_KEY = "file:keys/vault.key"
 WITNESS = "vault.json"
 REPORTS, REJECTED, READINESS = "reports", "rejected.csv", "readiness.html"
+STUDY_USED = "study-used"
 _LOCK = ".lock"
 
 Passphrase = Callable[[], str]
@@ -51,6 +52,18 @@ privacy: null                 # e.g. {unit: patient, epsilon: 8.0, delta: 1.0e-5
 opening_hours: null           # e.g. "19:00-07:00": training at night only
 approve_automatically: []     # e.g. [{coordinator: FINGERPRINT, classes: [normal, pneumonia]}]
 """
+
+
+def once(ask: Passphrase) -> Passphrase:
+    """``ask``, asked once; later calls get the same answer. One command asks its operator once."""
+    answers: list[str] = []
+
+    def answer() -> str:
+        if not answers:
+            answers.append(ask())
+        return answers[0]
+
+    return answer
 
 
 def now() -> datetime:
@@ -75,7 +88,7 @@ class Home:
             raise VaultError(
                 f"{directory} is a simulated site, without memory and log; make a real one with `fedward site init`"
             )
-        return cls(directory, config, passphrase, clock)
+        return cls(directory, config, once(passphrase) if passphrase else None, clock)
 
     @classmethod
     def init(
@@ -93,10 +106,12 @@ class Home:
 
         ``key`` is a key provider's URI; the key of a ``file:`` is made, any other must be there.
         """
+        directory = directory.resolve()  # "." can be filled, not replaced
+        passphrase = once(passphrase) if passphrase else None
         try:
             if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
                 raise VaultError(f"{directory} exists and is not empty; choose another name, or `fedward site info`")
-            directory.parent.mkdir(parents=True, exist_ok=True)
+            directory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             made = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.new-"))
         except OSError as error:
             raise VaultError(
@@ -109,6 +124,7 @@ class Home:
             config.save(made)
             write_atomically(made / "policy.yaml", POLICY.encode(), mode=0o600)
             home = cls(made, config, passphrase, clock)
+            home.audit.create()
             keys = prepare(key, base=made, passphrase=passphrase)
             with Vault.create(made / config.vault, keys, synthetic=synthetic, source=f"site {alias}") as vault:
                 home.witness.start(vault)
@@ -148,18 +164,17 @@ class Home:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """One changing command at a time. Raises :class:`VaultError` where another is at work."""
+        """One changing command at a time. Raises :class:`VaultError` where another command is at work.
+
+        What a killed command left half-made is removed first.
+        """
         try:
             file = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise VaultError(
                 f"cannot write in {self.directory}: {error.strerror}; check who owns it and its permissions"
             ) from None
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise VaultError(f"another command is changing {self.directory}; let that finish first") from None
+        with self._locked(file, fcntl.LOCK_EX):
             for path in (
                 self.directory / SITE_FILE,
                 self.witness.path,
@@ -167,19 +182,43 @@ class Home:
                 self.reports / READINESS,
             ):
                 sweep(path)
+            database.discard(reencrypted(self.vault_path))
+            yield
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """No changing command meanwhile; several that look may look together. Nothing is written."""
+        try:
+            file = os.open(self.directory / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # no changing command has ever run here, or its owner lets nobody look
+            yield
+            return
+        with self._locked(file, fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def _locked(self, file: int, how: int) -> Iterator[None]:
+        try:
+            try:
+                fcntl.flock(file, how | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise VaultError(f"another command is at work in {self.directory}; let that finish first") from None
             yield
         finally:
             os.close(file)
 
     @contextmanager
     def vault(self, *, read_only: bool = False) -> Iterator[Vault]:
-        """The site's vault, open, checked against what the site remembers of it.
+        """The site's vault, open, checked against what the site remembers of it and of the audit log.
 
         ``read_only`` writes nothing, unless a killed command left the file half-written: that is put right first.
         """
         vault, _ = self.unchecked(read_only=read_only and not database.interrupted(self.vault_path))
         with vault:
-            self.witness.check(vault)
+            seen = self.witness.check(vault)
+            if not read_only:
+                # Before anything is added to it: sealing a log that was cut would hide that for good.
+                self.audit.verify(seen.entries, seen.head)
             yield vault
 
     def unchecked(self, *, read_only: bool) -> tuple[Vault, str]:

@@ -12,6 +12,7 @@ import torch
 
 from client.config import SiteConfig
 from client.devices import choose_device
+from client.home import STUDY_USED, Home
 from client.vault.keys import provider
 from client.vault.store import Vault
 from client.vault.view import PreparedView, View, ViewCache
@@ -47,11 +48,25 @@ class Site:
             vaults, folders = [], []
             for home in homes:
                 own = config if not config.members else SiteConfig.load(home)
-                keys = provider(own.key, base=home, passphrase=passphrase)
-                vaults.append(opened.enter_context(Vault.open(home / own.vault, keys)))
+                vaults.append(opened.enter_context(_open_vault(home, own, passphrase)))
                 folders.append(home / own.state / VIEWS if own.state else (home / own.vault).parent / VIEWS)
             opened.pop_all()  # nothing failed: the site closes them
         return cls(config, directory, tuple(vaults), device, views, tuple(folders))
+
+    @property
+    def stale(self) -> bool:
+        """Whether an import, an erasure or a new key has changed a vault since it was opened: open the site again."""
+        return any(vault.replaced or vault.changed for vault in self.vaults)
+
+    def note_use(self, study: Study) -> None:
+        """Put on record that ``study`` reads this site's images; once for each state of the vault."""
+        if self.config.audit is None or self.config.state is None:
+            return
+        (vault,) = self.vaults
+        facts = {"study": study.hash, "name": study.name, "generation": vault.generation}
+        home = Home.open(self.directory)
+        if not any(entry.event == STUDY_USED and entry.facts == facts for entry in home.audit.entries()):
+            home.record(STUDY_USED, facts)
 
     @property
     def alias(self) -> str:
@@ -99,3 +114,17 @@ class Site:
     def close(self) -> None:
         for vault in self.vaults:
             vault.close()
+
+
+def _open_vault(home: Path, config: SiteConfig, passphrase: Callable[[], str] | None) -> Vault:
+    """A real site's vault is compared with what the site remembers of it; a simulated one has no memory."""
+    if config.state is None:
+        return Vault.open(home / config.vault, provider(config.key, base=home, passphrase=passphrase))
+    site = Home.open(home, passphrase=passphrase)
+    vault, _ = site.unchecked(read_only=False)
+    try:
+        site.witness.check(vault)
+    except BaseException:
+        vault.close()
+        raise
+    return vault

@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from client.home import Home, Passphrase
+from client.home import STUDY_USED, Home, Passphrase, once
 from client.ingest.labels import LabelSheet
 from client.ingest.pseudonyms import Pseudonyms
 from client.ingest.relabel import finder
 from client.vault.keys import prepare, provider
 from client.vault.store import PIXELS
-from common.errors import DataError
+from common.errors import DataError, KeyUnavailable, VaultError
 
 
 def info(home: Home) -> dict[str, Any]:
     """What the vault holds, in counts: what ``site info --json`` prints. For the hospital's own eyes."""
-    with home.vault(read_only=True) as vault:
+    with home.undisturbed(), home.vault(read_only=True) as vault:
         seen = home.witness.seen(vault)
         classes: dict[str, Counter[str]] = {}
         attributes: dict[str, Counter[str]] = {}
@@ -82,7 +82,7 @@ def verify(home: Home) -> Verified:
     The vault against the site's memory, its file against its MAC, every image's tag and digest, the audit log's chain
     and its end. Raises :class:`VaultError` or :class:`AuditError` naming the first finding.
     """
-    with home.vault(read_only=True) as vault:
+    with home.undisturbed(), home.vault(read_only=True) as vault:
         whole = home.witness.check_file(vault)
         vault.verify()
         seen = home.witness.seen(vault)
@@ -91,38 +91,72 @@ def verify(home: Home) -> Verified:
 
 
 def accept(home: Home) -> None:
-    """Take the vault as it is for the latest: after its memory was lost, on the operator's word; recorded as such."""
+    """Take the vault as it is for the latest after the site's memory of it was lost, on the operator's word; recorded.
+
+    Patients whom the audit log calls erased are erased again. Raises :class:`VaultError` where the memory is whole:
+    what contradicts it is older, or was altered, and a backup is the remedy.
+    """
     with home.exclusive(), home.unchecked(read_only=False)[0] as vault:
+        try:
+            home.witness.check_file(vault)
+        except VaultError:
+            if home.witness.authentic(vault):
+                raise
+        else:
+            raise VaultError(f"the memory of {home.directory} is whole and agrees with the vault; nothing is to accept")
         vault.verify()
+        count = home.audit.verify()
+        gone = {str(entry.facts["patient"]) for entry in home.audit.entries() if entry.event == ERASED}
+        erased = vault.erase(gone - vault.tombstones)
         home.witness.start(vault)
-        home.record("vault-accepted", {"vault": vault.id, "generation": vault.generation})
+        facts = {"vault": vault.id, "generation": vault.generation, "erased_again": erased, "entries": count}
+        home.record("vault-accepted", facts)
         home.seal(vault)
+
+
+ERASING, ERASED = "patient-erasing", "patient-erased"
+_MOST_STUDIES = 100  # named in an entry; all are counted
 
 
 def erase(home: Home, number: str) -> tuple[int, Sequence[Mapping[str, Any]]]:
     """Remove a patient, by the hospital's number, for good; how many images that were, and which studies used them.
 
     A keyed tombstone keeps every later import from bringing the patient back, also where there was none to remove.
+    The intention is on record before the images go: killed in between, the same command finishes with the same count.
     """
     if not number.strip():
         raise DataError("name the patient's number as the hospital writes it")
     with home.exclusive(), home.vault() as vault:
         vault.migrate()
         patient = Pseudonyms(vault.secret).patient(number)
-        first = min((row.generation for row in vault.each() if row.patient == patient), default=None)
-        studies = [] if first is None else studies_since(home, first)
-        erased = vault.erase([patient])
+        begun = _begun(home, patient)
+        generations = [row.generation for row in vault.each() if row.patient == patient]
+        studies = studies_since(home, min(generations)) if generations else []
+        if generations:
+            named = [{key: study[key] for key in ("study", "name")} for study in studies[:_MOST_STUDIES]]
+            begun = {"patient": patient, "images": len(generations), "studies": named, "all_studies": len(studies)}
+            home.record(ERASING, begun)
+        vault.erase([patient])
         home.witness.note(vault)
         forget_views(home)
-        names = [study["study"] for study in studies]
-        home.record("patient-erased", {"patient": patient, "images": erased, "studies": names})
+        facts = begun or {"patient": patient, "images": 0, "studies": [], "all_studies": 0}
+        home.record(ERASED, facts)
         home.seal(vault)
-    return erased, studies
+    return facts["images"], facts["studies"]
+
+
+def _begun(home: Home, patient: str) -> dict[str, Any] | None:
+    """What a killed ``erase`` of that patient had set out to do."""
+    begun: dict[str, Any] | None = None
+    for entry in home.audit.entries():
+        if entry.event in (ERASING, ERASED) and entry.facts["patient"] == patient:
+            begun = dict(entry.facts) if entry.event == ERASING else None
+    return begun
 
 
 def studies_since(home: Home, generation: int) -> list[Mapping[str, Any]]:
     """Studies that read the vault at ``generation`` or later, as the audit log has them."""
-    used = (entry.facts for entry in home.audit.entries() if entry.event == "study-used")
+    used = (entry.facts for entry in home.audit.entries() if entry.event == STUDY_USED)
     return [facts for facts in used if facts["generation"] >= generation]
 
 
@@ -174,30 +208,43 @@ def rotate_key(
     reads nothing that comes after. ``passphrase`` asks for the new one. Killed at any moment, the vault opens under
     the old key or the new one, and the same command finishes.
     """
+    asked = once(passphrase) if passphrase else None
     with home.exclusive():
         vault, old = home.unchecked(read_only=False)
         with vault:
-            home.witness.check(vault)
-        interrupted = home.config.previous_key is not None and old != home.config.key
-        uri = key or (home.config.key if interrupted else _next_key(home))
-        keys = prepare(uri, base=home.directory, passphrase=passphrase or home.passphrase)
-        turning = replace(home, config=home.config.model_copy(update={"key": uri, "previous_key": old}))
-        turning.config.save(home.directory)
+            seen = home.witness.check(vault)
+            home.audit.verify(seen.entries, seen.head)
+        begun = home.config.previous_key is not None
+        uri = key or (home.config.key if begun else _next_key(home))
+        keys = prepare(uri, base=home.directory, passphrase=asked or home.passphrase)
         with home.vault() as vault:
-            if reencrypt:
-                vault.reencrypt(keys)
-            else:
-                vault.rewrap(provider(old, base=home.directory, passphrase=home.passphrase), keys)
-        done = replace(turning, config=turning.config.model_copy(update={"previous_key": None}))
-        if passphrase is not None:
-            done = replace(done, passphrase=passphrase)
-        with done.vault() as vault:
-            done.witness.note(vault)
-            done.config.save(home.directory)
+            done = begun and uri == old and not reencrypt  # a killed one had come as far as this
+            if not begun and uri.partition(":")[0] in _ONE_KEY_A_NAME and vault.opens_under(keys):
+                raise KeyUnavailable(f"{_shown(uri)} is the key that the vault has; name another one, or none")
+            turning = replace(home, config=home.config.model_copy(update={"key": uri, "previous_key": old}))
+            if not done:
+                turning.config.save(home.directory)
+                if reencrypt:
+                    vault.reencrypt(keys)
+                else:
+                    vault.rewrap(provider(old, base=home.directory, passphrase=home.passphrase), keys)
+        config = turning.config.model_copy(update={"previous_key": None})
+        after = replace(turning, config=config, passphrase=asked or home.passphrase)
+        with after.vault() as vault:
+            after.witness.note(vault)
             facts = {"from": old.partition(":")[0], "to": vault.scheme, "reencrypted": reencrypt}
-            done.record("key-rotated", facts)
-            done.seal(vault)
-    return done
+            after.record("key-rotated", facts)
+            after.seal(vault)
+            after.config.save(home.directory)
+    return after
+
+
+_ONE_KEY_A_NAME = ("file", "env")
+"""Providers whose URI means one key for ever; a service's may hold a newer version, a passphrase is asked for."""
+
+
+def _shown(uri: str) -> str:
+    return uri.partition("?")[0]
 
 
 def _next_key(home: Home) -> str:

@@ -22,7 +22,8 @@ from common.errors import AuditError
 
 START = "0" * 64
 """What stands for the hash before the first entry."""
-_TAIL_BYTES = 1 << 16
+_LARGEST_ENTRY = 1 << 15
+_TAIL_BYTES = 2 * _LARGEST_ENTRY
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,33 @@ class AuditLog:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def create(self) -> None:
+        """Begin a log. Raises :class:`AuditError` where there is one."""
+        with self._open(os.O_CREAT | os.O_EXCL):
+            pass
+
     def append(self, event: str, facts: Mapping[str, Any], at: datetime) -> Entry:
-        """Add one entry; ``at`` has a time zone. Half a line that a crash left behind is cut off first."""
+        """Add one entry; ``at`` has a time zone. Half a line that a crash left behind is cut off first.
+
+        Never begins a log: one that is gone was removed. Raises :class:`AuditError`, also for facts of more than
+        32 KiB; then the log is as it was.
+        """
         with self._open() as file:
             last = self._last(file)
             number, before = (last.number, last.hash) if last else (0, START)
             entry = _entry(number + 1, at.isoformat(timespec="seconds"), event, facts, before)
-            os.write(file, _line(entry))
-            os.fsync(file)
+            line = _line(entry)
+            if len(line) > _LARGEST_ENTRY:
+                raise AuditError(f"an audit entry {event!r} has {len(line)} bytes; say less in one entry")
+            size = os.fstat(file).st_size
+            try:
+                done = 0
+                while done < len(line):
+                    done += os.write(file, line[done:])
+                os.fsync(file)
+            except OSError:
+                os.ftruncate(file, size)
+                raise
         return entry
 
     def entries(self) -> Iterator[Entry]:
@@ -92,9 +112,11 @@ class AuditLog:
         return (last.number, last.hash) if last else (0, START)
 
     @contextmanager
-    def _open(self) -> Iterator[int]:
+    def _open(self, how: int = 0) -> Iterator[int]:
         try:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            file = os.open(self.path, how | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            raise AuditError(f"{self.path.name} is missing: restore it from a backup") from None
         except OSError as error:
             raise AuditError(f"{self.path.name} cannot be written: {error.strerror}; check its permissions") from None
         try:

@@ -127,6 +127,10 @@ class Change:
                 self._connection.execute(statement, (row_id,))
         self._dirty = True
 
+    def touch(self) -> None:
+        """Make a new generation even where nothing else changes."""
+        self._dirty = True
+
     def finish(self) -> Manifest | None:
         """Write the manifest of what is now, inside the transaction; ``None`` where nothing has changed."""
         before = self._before

@@ -84,6 +84,17 @@ def interrupted(path: Path) -> bool:
         return False
 
 
+def beside(path: Path) -> list[Path]:
+    """What SQLite may leave beside a vault's file."""
+    return [path.with_name(path.name + suffix) for suffix in ("-journal", "-wal", "-shm")]
+
+
+def discard(path: Path) -> None:
+    """Remove a file that was to become a vault, and what SQLite left beside it."""
+    for remains in (path, *beside(path)):
+        remains.unlink(missing_ok=True)
+
+
 def create(path: Path, version: int, header: Header, manifest: tuple[bytes, bytes]) -> None:
     """Write a vault without rows: complete under its name, mode 0600, or not there at all.
 
@@ -104,7 +115,7 @@ def create(path: Path, version: int, header: Header, manifest: tuple[bytes, byte
         content = connection.serialize()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for remains in (path, *(path.with_name(path.name + suffix) for suffix in ("-journal", "-wal", "-shm"))):
+        for remains in (path, *beside(path)):
             # A journal left by a vault that was deleted would be played back into the new one.
             if os.path.lexists(remains):
                 raise VaultError(f"{remains} exists and is not overwritten; open it, or choose another name")

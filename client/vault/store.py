@@ -67,6 +67,7 @@ class Vault:
         self.path = path
         self._open: sqlite3.Connection | None = connection
         self._process = os.getpid()
+        self._inode = path.stat().st_ino
         self._header = header
         self._sealer = sealer
         self._seals: dict[int, bytes] = {}
@@ -246,14 +247,14 @@ class Vault:
         A new file takes the old one's place when it is whole and on the disk; until then the old one is the vault.
         Needs as much free disk as the vault takes. Whoever reads the old file goes on reading it.
         """
-        target = self.path.with_name(f".{self.path.name}.reencrypted")
+        target = reencrypted(self.path)
         header, sealer = new_header(self._header.vault_id, provider)
         before = self._state
         empty = replace(before, rows=0, last_id=0, digest=rows_digest(()))
         with database.transaction(self.path, self._idle_connection, "IMMEDIATE"):
             if self._version != self._data_version():
                 raise VaultError(f"vault {self.path} was changed meanwhile; try again")
-            target.unlink(missing_ok=True)  # of an attempt that was killed
+            database.discard(target)  # of an attempt that was killed
             database.create(target, FORMAT, header, sealer.seal_manifest(empty.encoded, header.encoded))
             try:
                 with (
@@ -264,13 +265,34 @@ class Vault:
                     for row_id, seal in self._seals.items():
                         change.copy(row_id, seal, self._sealer, partial(self._fetch, row_id=row_id))
                     change.last_id = before.last_id
+                    change.touch()
                     change.finish()
                 os.replace(target, self.path)  # noqa: PTH105
             except BaseException:
-                target.unlink(missing_ok=True)
+                database.discard(target)
                 raise
         database.sync_directory(self.path.parent)
         self.close()
+
+    def opens_under(self, provider: KeyProvider) -> bool:
+        """Whether ``provider`` is a key that this vault is locked by now."""
+        try:
+            return _scheme(provider) == self.scheme and bool(_unwrapped(self._header, provider))
+        except KeyUnavailable:
+            return False
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another file stands in this one's place since it was opened: open it again."""
+        try:
+            return self.path.stat().st_ino != self._inode
+        except OSError:
+            return True
+
+    @property
+    def changed(self) -> bool:
+        """Whether another process has changed the vault since it was opened, or last changed from here."""
+        return not self._connection.in_transaction and self._version != self._data_version()
 
     def file_mac(self) -> tuple[int, str]:
         """Size of the vault's file and HMAC-SHA256 (hex) over all its bytes, while nobody writes to it."""
@@ -310,7 +332,7 @@ class Vault:
                 if row_id in self._seals:  # or added by another process since
                     found.append(self._meta(row_id, meta))
         if len({row.id for row in found}) != len(found) or len(found) != len(self._seals):
-            raise database.damaged(self.path, f"it lists {len(found)} of {len(self._seals)} images")
+            raise self._damaged(f"it lists {len(found)} of {len(self._seals)} images")
         return sorted(found, key=lambda row: (row.digest, row.id))
 
     def read(self, row_id: int) -> NDArray[Any]:
@@ -347,7 +369,7 @@ class Vault:
         try:
             return self._sealer.open_array(Kind.MASK, row_id, self._seals[row_id], data, form.of_mask)
         except AuthenticationError:
-            raise database.damaged(self.path, f"the mask of image {row_id} fails authentication") from None
+            raise self._damaged(f"the mask of image {row_id} fails authentication") from None
 
     def verify(self) -> None:
         """Check everything that can be checked with the key, without writing: the manifest against the file as it
@@ -442,6 +464,12 @@ class Vault:
         with database.reported(self.path):
             return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
 
+    def _damaged(self, finding: str) -> VaultError:
+        """The error for a part that is not what was written, unless another command has just changed the vault."""
+        if not self._connection.in_transaction and self._version != self._data_version():
+            return VaultError(f"vault {self.path} was changed by another command meanwhile; try again")
+        return database.damaged(self.path, finding)
+
     def _fetch(self, part: str, row_id: int) -> bytes:
         """One ciphertext of a row: its labels (meta), pixels or mask."""
         connection = self._connection
@@ -450,7 +478,7 @@ class Vault:
         with database.reported(self.path):
             found = connection.execute(_QUERIES[part], (row_id,)).fetchone()
         if found is None or not isinstance(found[0], bytes):
-            raise database.damaged(self.path, f"image {row_id} has lost its {part}")
+            raise self._damaged(f"image {row_id} has lost its {part}")
         return found[0]
 
     def _form(self, row_id: int) -> tuple[str, Form]:
@@ -461,11 +489,11 @@ class Vault:
 
     def _meta(self, row_id: int, meta: Any) -> Row:
         if not isinstance(meta, bytes):
-            raise database.damaged(self.path, f"the labels of image {row_id} are gone")
+            raise self._damaged(f"the labels of image {row_id} are gone")
         try:
             row = decode_meta(row_id, self._sealer.open(Kind.META, row_id, self._seals[row_id], meta))
         except AuthenticationError:
-            raise database.damaged(self.path, f"the labels of image {row_id} fail authentication") from None
+            raise self._damaged(f"the labels of image {row_id} fail authentication") from None
         self._forms[row_id] = row.codec, form_of(row.dtype, row.shape)
         return row
 
@@ -475,7 +503,12 @@ class Vault:
                 return self._sealer.open_array(Kind.PIXELS, row_id, self._seals[row_id], data, form)
             return unpack(self._sealer.open_packed(Kind.PIXELS, row_id, self._seals[row_id], data, form), form)
         except AuthenticationError:
-            raise database.damaged(self.path, f"the pixels of image {row_id} fail authentication") from None
+            raise self._damaged(f"the pixels of image {row_id} fail authentication") from None
+
+
+def reencrypted(path: Path) -> Path:
+    """Where a vault is written anew before it takes its own place; a killed command may leave it."""
+    return path.with_name(f".{path.name}.reencrypted")
 
 
 def new_header(vault_id: bytes, provider: KeyProvider) -> tuple[Header, Sealer]:

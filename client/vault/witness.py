@@ -69,6 +69,14 @@ class Witness:
             raise VaultError(f"{vault.path} is not the vault that this site had: put the right file back")
         return seen
 
+    def authentic(self, vault: Vault) -> bool:
+        """Whether what was remembered of ``vault`` is there and was not altered."""
+        try:
+            self.seen(vault)
+        except VaultError:
+            return False
+        return True
+
     def check(self, vault: Vault) -> Seen:
         """Raise :class:`VaultError` where ``vault`` is older than what was seen; returns what was seen.
 

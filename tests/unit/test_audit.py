@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +20,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 @pytest.fixture
 def log(tmp_path: Path) -> AuditLog:
     made = AuditLog(tmp_path / "audit.jsonl")
+    made.create()
     for number in range(5):
         made.append("import", {"images": number}, NOW)
     return made
@@ -35,8 +38,12 @@ def test_entries_follow_one_another(log: AuditLog) -> None:
 
 def test_an_empty_log(tmp_path: Path) -> None:
     log = AuditLog(tmp_path / "audit.jsonl")
-    with pytest.raises(AuditError, match="missing"):
-        log.verify()
+    for call in (log.verify, log.end, lambda: log.append("import", {}, NOW)):
+        with pytest.raises(AuditError, match="missing"):
+            call()
+    log.create()
+    with pytest.raises(AuditError, match="cannot be written"):
+        log.create()
     assert log.end() == (0, START)
     assert log.verify() == 0
 
@@ -92,6 +99,7 @@ def test_a_cut_or_rewritten_log_shows_by_its_end(log: AuditLog, tmp_path: Path) 
     with pytest.raises(AuditError, match="was cut: 3 entries where there were 5"):
         log.verify(number, head)
     other = AuditLog(tmp_path / "other.jsonl")
+    other.create()
     for _ in range(6):
         other.append("import", {"images": 7}, NOW)
     with pytest.raises(AuditError, match="rewritten"):
@@ -126,3 +134,30 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "audit.jsonl").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(AuditError, match="cannot be written"):
         AuditLog(tmp_path / "audit.jsonl").append("import", {}, NOW)
+
+
+def test_an_entry_that_is_too_long_is_refused(log: AuditLog) -> None:
+    before = log.path.read_bytes()
+    with pytest.raises(AuditError, match="say less"):
+        log.append("import", {"x": "y" * 40_000}, NOW)
+    assert log.path.read_bytes() == before
+    log.append("import", {"x": "y" * 30_000}, NOW)
+    log.append("import", {"x": "y" * 30_000}, NOW)
+    assert log.verify() == 7
+
+
+def test_a_full_disk_leaves_the_log_as_it_was(log: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, write = log.path.read_bytes(), os.write
+
+    def some(file: int, data: bytes) -> int:
+        if len(data) < 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data[: len(data) // 2])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", some)
+        with pytest.raises(AuditError, match="cannot be written"):
+            log.append("import", {}, NOW)
+    assert log.path.read_bytes() == before
+    log.append("import", {}, NOW)
+    assert log.verify() == 6

@@ -18,7 +18,8 @@ from client import upkeep
 from client.backup import backup, restore
 from client.home import Home
 from client.ingest.pseudonyms import Pseudonyms
-from client.vault.store import Record, Vault
+from client.vault.store import Record, Vault, reencrypted
+from client.vault.witness import Witness
 from common.errors import AuditError, DataError, FedwardError, KeyUnavailable, VaultError
 
 NOW = datetime(2026, 5, 6, 7, 8, 9, tzinfo=UTC)
@@ -46,6 +47,10 @@ def fill(home: Home, *patients: str) -> None:
         home.witness.note(vault)
         home.record("import", {"images": len(patients)})
         home.seal(vault)
+
+
+class Stop(Exception):
+    pass
 
 
 def names_in(directory: Path) -> list[str]:
@@ -173,10 +178,44 @@ def test_another_sites_vault_shows(home: Home, tmp_path: Path) -> None:
         pass
 
 
-def test_a_cut_audit_log_shows(home: Home) -> None:
+def test_a_cut_audit_log_shows_and_no_command_hides_it(home: Home) -> None:
     log = home.audit.path
-    log.write_text("".join(log.read_text().splitlines(keepends=True)[:1]))
+    whole = log.read_text()
+    log.write_text("".join(whole.splitlines(keepends=True)[:1]))
     with pytest.raises(AuditError, match="cut"):
+        upkeep.verify(home)
+    for command in (lambda: upkeep.erase(home, "MRN-1"), lambda: upkeep.rotate_key(home), lambda: fill(home, "MRN-7")):
+        with pytest.raises(AuditError, match="cut"):
+            command()
+    log.unlink()
+    with pytest.raises(AuditError, match="missing"):
+        upkeep.erase(home, "MRN-1")
+    assert not log.exists()
+    log.write_text(whole)
+    assert upkeep.verify(home).images == 3
+
+
+def test_an_older_copy_cannot_be_accepted_while_the_memory_is_whole(home: Home) -> None:
+    before = home.vault_path.read_bytes()
+    upkeep.erase(home, "MRN-1")
+    after = home.vault_path.read_bytes()
+    home.vault_path.write_bytes(before)
+    with pytest.raises(VaultError, match="older copy"):
+        upkeep.accept(home)
+    home.witness.path.unlink()
+    upkeep.accept(home)
+    with home.vault() as vault:
+        assert len(vault) == 2, "the log knows who was erased"
+    assert upkeep.verify(home).images == 2
+    home.vault_path.write_bytes(after)
+    with pytest.raises(VaultError):
+        upkeep.verify(home)
+
+
+def test_looking_and_changing_keep_out_of_each_others_way(home: Home) -> None:
+    with home.undisturbed(), home.undisturbed(), pytest.raises(VaultError, match="another command"), home.exclusive():
+        pass
+    with home.exclusive(), pytest.raises(VaultError, match="another command"):
         upkeep.verify(home)
 
 
@@ -216,7 +255,11 @@ def test_an_erased_patient_is_gone_and_logged(home: Home) -> None:
         assert len(vault) == 2
         assert Pseudonyms(vault.secret).patient("MRN-2") in vault.tombstones
     entry = list(home.audit.entries())[-1]
-    assert (entry.event, entry.facts["images"], entry.facts["studies"]) == ("patient-erased", 1, ["ab" * 32])
+    assert (entry.event, entry.facts["images"], entry.facts["studies"]) == (
+        "patient-erased",
+        1,
+        [{"study": "ab" * 32, "name": "pneumonia"}],
+    )
     assert "MRN-2" not in home.audit.path.read_text()
     upkeep.verify(home)
 
@@ -241,6 +284,29 @@ def test_erasing_nobody_in_particular_is_refused(home: Home) -> None:
         upkeep.erase(home, "  ")
 
 
+@pytest.mark.parametrize("moment", ["erase", "note", "record"])
+def test_an_erasure_stopped_anywhere_is_on_record_as_it_was(
+    home: Home, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    home.record("study-used", {"study": "ab" * 32, "name": "pneumonia", "generation": 2})
+    write = Home.record
+
+    def stop(*arguments: object, **_: object) -> None:
+        if moment != "record" or arguments[1] == "patient-erased":
+            raise Stop
+        write(*arguments)  # type: ignore[arg-type]
+
+    where = {"erase": (Vault, "erase"), "note": (Witness, "note"), "record": (Home, "record")}[moment]
+    with monkeypatch.context() as patch:
+        patch.setattr(*where, stop)
+        with pytest.raises(Stop):
+            upkeep.erase(home, "MRN-2")
+    erased, studies = upkeep.erase(Home.open(home.directory), "MRN-2")
+    assert (erased, [study["name"] for study in studies]) == (1, ["pneumonia"])
+    assert upkeep.erase(home, "MRN-2") == (0, [])
+    assert upkeep.verify(home).images == 2
+
+
 # Keys
 
 
@@ -258,10 +324,6 @@ def test_a_rotated_key(home: Home) -> None:
     assert upkeep.verify(again).images == 3
     with again.vault() as vault:
         assert len({row.digest for row in vault.each()}) == 3
-
-
-class Stop(Exception):
-    pass
 
 
 @pytest.mark.parametrize("reencrypt", [False, True])
@@ -291,6 +353,48 @@ def test_a_rotation_stopped_anywhere_is_finished_by_the_same_command(
     assert Home.open(home.directory).config.previous_key is None
     if moment == "config saved":
         assert done.config.key == "file:keys/vault-2.key", "no key is left over"
+
+
+def test_the_same_key_is_no_new_one(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the operator would be told that the only key opens older backups only."""
+    for uri in ("file:keys/vault.key", "file:./keys/vault.key", f"file:{home.directory / 'keys' / 'vault.key'}"):
+        with pytest.raises(KeyUnavailable, match="is the key that the vault has"):
+            upkeep.rotate_key(home, uri)
+    (home.directory / "keys" / "copy.key").write_text((home.directory / "keys" / "vault.key").read_text())
+    (home.directory / "keys" / "copy.key").chmod(0o600)
+    with pytest.raises(KeyUnavailable, match="is the key that the vault has"):
+        upkeep.rotate_key(home, "file:keys/copy.key", reencrypt=True)
+    assert Home.open(home.directory).config == home.config
+
+
+def test_a_killed_reencryption_leaves_no_second_vault(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Least of all one that an erased patient is still in."""
+    left = reencrypted(home.vault_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("client.vault.database.discard", lambda path: None)
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(Stop))
+        with pytest.raises((Stop, FedwardError)):
+            _reencrypt(home)
+    assert left.exists()
+    left.with_name(left.name + "-journal").write_bytes(b"half")
+    upkeep.erase(home, "MRN-1")
+    assert not [path for path in home.directory.iterdir() if "reencrypted" in path.name]
+
+
+def _reencrypt(home: Home) -> None:
+    with home.vault() as vault:
+        vault.reencrypt(home.keys)
+
+
+def test_an_empty_vault_can_be_encrypted_anew(tmp_path: Path) -> None:
+    home = upkeep.rotate_key(make(tmp_path / "site"), reencrypt=True)
+    assert upkeep.verify(home).whole_file
+    fill(home, "MRN-1")
+    upkeep.erase(home, "MRN-1")
+    home = upkeep.rotate_key(home, reencrypt=True)
+    fill(home, "MRN-2")
+    with home.vault() as vault:
+        assert [row.id for row in vault.each()] == [2], "ids are not given again"
 
 
 def test_another_provider(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

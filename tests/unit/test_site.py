@@ -7,13 +7,20 @@ import stat
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from client import upkeep
+from client.app import Resident
 from client.config import SiteConfig
+from client.home import Home
+from client.ingest.pseudonyms import Pseudonyms
 from client.site import Site
+from client.vault.store import Record, Vault
 from client.vault.view import View, ViewCache
 from common.errors import DataError, DeviceError, FedwardError, VaultError
+from common.study import Study
 from tests.unit import federation as fed
 
 
@@ -155,3 +162,68 @@ def test_a_view_that_does_not_fit_on_the_gpu_stays_in_main_memory(
     assert view.device == torch.device("cpu")
     assert len(view) == opened.images(fed.study())["train"]
     opened.close()
+
+
+# A hospital's own site, as it changes under a study
+
+
+def _real(tmp_path: Path) -> Home:
+    home = Home.init(tmp_path / "real", alias="north", synthetic=True)
+    with home.exclusive(), home.vault() as vault:
+        patient = Pseudonyms(vault.secret).patient
+        vault.add(
+            Record(
+                np.random.default_rng(number).integers(0, 256, (20, 20)).astype(np.uint8),
+                patient(f"P{number}"),
+                {"label": ("normal" if number % 2 else "pneumonia",)},
+                "train",
+            )
+            for number in range(6)
+        )
+        home.witness.note(vault)
+    return home
+
+
+def _ask(resident: Resident, home: Home) -> int:
+    """How many images a survey finds, through the handler that a study's messages come to."""
+    site = resident.site(home.directory)
+    study = Study.parse("name: s\ntask: binary\nclasses: [normal, pneumonia]\n", "study")
+    site.note_use(study)
+    return len(site.view(study, "train"))
+
+
+def test_an_erased_patient_takes_no_part_in_the_next_message(tmp_path: Path) -> None:
+    home, resident = _real(tmp_path), Resident()
+    assert _ask(resident, home) == 6
+    erased, studies = upkeep.erase(home, "P3")
+    assert (erased, [study["name"] for study in studies]) == (1, ["s"])
+    assert _ask(resident, home) == 5
+    home = upkeep.rotate_key(home, reencrypt=True)
+    assert _ask(resident, home) == 5
+    resident.close()
+    used = [entry.facts["generation"] for entry in home.audit.entries() if entry.event == "study-used"]
+    assert used == sorted(set(used)), "once for each state of the vault"
+
+
+def test_a_study_meets_no_older_copy(tmp_path: Path) -> None:
+    home, resident = _real(tmp_path), Resident()
+    before = home.vault_path.read_bytes()
+    upkeep.erase(home, "P3")
+    home.vault_path.write_bytes(before)
+    with pytest.raises(VaultError, match="older copy"):
+        _ask(resident, home)
+    resident.close()
+
+
+def test_a_study_opens_the_vault_in_the_middle_of_a_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, resident = _real(tmp_path), Resident()
+
+    def stop(*_: object) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Vault, "rewrap", stop)
+        with pytest.raises(RuntimeError):
+            upkeep.rotate_key(home)
+    assert _ask(resident, home) == 6
+    resident.close()
