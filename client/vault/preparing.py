@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from common import preprocess
 from common.errors import DataError
-from common.labels import targets
+from common.labels import Labels, targets
 from common.preprocess import prepare, prepare_mask
 from common.study import Study
 
 if TYPE_CHECKING:
-    from client.vault.store import Row, Vault
+    from client.vault.store import Vault
 
 _T = TypeVar("_T")
 _TASK_BYTES, _TASK_IMAGES = 1 << 20, 64
@@ -62,8 +62,22 @@ class Chosen:
         return len(self.ids) * self.record_bytes + self.targets.nbytes + self.patients.nbytes
 
 
+class _Row(NamedTuple):
+    digest: str
+    id: int
+    patient: str
+    labels: Labels
+    generation: int
+    has_mask: bool
+
+
 def choose(vault: Vault, study: Study, split: str | None) -> Chosen:
-    rows = [row for row in vault.rows() if split is None or row.split == split]
+    # Of each row what is needed here: all of it would take five times as much for a hundred thousand images.
+    rows = sorted(
+        _Row(row.digest, row.id, row.patient, row.labels, row.generation, row.has_mask)
+        for row in vault.each()
+        if split is None or row.split == split
+    )
     values = targets(study, [row.labels for row in rows])
     usable = np.asarray(np.isfinite(values).any(axis=1), dtype=np.bool_)
     segmentation = study.task == "segmentation"
@@ -86,7 +100,7 @@ def choose(vault: Vault, study: Study, split: str | None) -> Chosen:
     )
 
 
-def _numbered(rows: Sequence[Row]) -> list[int]:
+def _numbered(rows: Sequence[_Row]) -> list[int]:
     numbers: dict[str, int] = {}
     return [numbers.setdefault(row.patient, len(numbers)) for row in rows]
 

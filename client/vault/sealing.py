@@ -17,8 +17,9 @@ disk), and a repeated GCM nonce gives away pixels and the authentication key.
 part and, for pixels and masks, the pixel type and shape. Nothing can be moved to another place.
 
 **The file as a whole.** What no row uses (SQLite's free space) carries nothing that is ever read, but is
-not authenticated by the above. ``FileMac`` is HMAC-SHA256 under one more derived key over all bytes of
-the file; the site keeps it outside the vault (``witness``).
+not authenticated by the above. Poly1305 (RFC 8439) over all bytes of the file is, under a key derived for a
+random 256-bit salt and used for no other file; ten times as quick as a hash. The site keeps salt and tag outside
+the vault (``witness``).
 
 **Seals.** Nonce and tag of a part are kept apart from its ciphertext, in the row's *seal*; the
 manifest authenticates all seals. See ``manifest``.
@@ -26,8 +27,6 @@ manifest authenticates all seals. See ``manifest``.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
 import struct
 from enum import IntEnum
@@ -38,6 +37,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.poly1305 import Poly1305
 from numpy.typing import NDArray
 
 from client.vault.records import Form
@@ -89,9 +89,9 @@ class Sealer:
         self._views = derive(b"views")
         self.commitment = derive(b"commitment")
 
-    def file_mac(self) -> hmac.HMAC:
-        """An HMAC-SHA256 to be fed with what the site remembers of this vault's file."""
-        return hmac.new(self._file, digestmod=hashlib.sha256)
+    def file_mac(self, salt: bytes) -> Poly1305:
+        """To be fed with a whole file; ``salt`` (32 random bytes) makes its key, which must serve one file only."""
+        return Poly1305(HKDF(SHA256(), 32, salt, _NAME + b": file").derive(self._file))
 
     def view_key(self, salt: bytes) -> bytes:
         """The key (32 bytes) of one prepared view on the disk; ``salt`` is random and stands in that file."""

@@ -294,16 +294,19 @@ class Vault:
         """Whether another process has changed the vault since it was opened, or last changed from here."""
         return not self._connection.in_transaction and self._version != self._data_version()
 
-    def file_mac(self) -> tuple[int, str]:
-        """Size of the vault's file and HMAC-SHA256 (hex) over all its bytes, while nobody writes to it."""
+    def file_mac(self, salt: bytes) -> tuple[int, str]:
+        """Size of the vault's file and Poly1305 tag (hex) over all its bytes, while nobody writes to it.
+
+        ``salt`` is 32 random bytes: new ones for a new file, those of its making to compare.
+        """
         connection = self._idle_connection
-        mac, size = self._sealer.file_mac(), 0
+        mac, size = self._sealer.file_mac(salt), 0
         with database.transaction(self.path, connection, "DEFERRED"), self.path.open("rb", buffering=0) as file:
             self._load(connection)  # takes the lock that keeps writers out
             while chunk := file.read(_FILE_CHUNK_BYTES):
                 mac.update(chunk)
                 size += len(chunk)
-        return size, mac.hexdigest()
+        return size, mac.finalize().hex()
 
     def mac(self, text: bytes) -> str:
         """HMAC-SHA256 (hex) under the vault's secret, which survives new keys, over what the site remembers of it."""
@@ -391,11 +394,11 @@ class Vault:
             for table, ids in expected.items():
                 if [row_id for (row_id,) in connection.execute(f"SELECT id FROM {table} ORDER BY id")] != ids:  # noqa: S608 (the names above)
                     raise database.damaged(self.path, f"its {table} are not those of its images")
-        for row_id, seal in self._seals.items():
-            row = self._meta(row_id, self._fetch("labels", row_id))
-            if pixel_digest(self.read(row_id)) != row.digest:
+        ids = list(self._seals)
+        for row_id, pixels in zip(ids, self.read_many(ids), strict=True):
+            if pixel_digest(pixels) != self._meta(row_id, self._fetch("labels", row_id)).digest:
                 raise database.damaged(self.path, f"the pixels of image {row_id} are not those of its digest")
-            if has_mask(seal):
+            if has_mask(self._seals[row_id]):
                 self.read_mask(row_id)
 
     def close(self) -> None:

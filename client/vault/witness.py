@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from client.vault.database import damaged
 from client.vault.store import Vault
 from common.errors import VaultError
 from common.files import write_atomically
+
+_SALT_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,9 @@ class Seen:
     sealed: int = 0
     """Generation of which size and MAC of the file were taken; 0 for none."""
     size: int = 0
+    salt: str = ""
     file_mac: str = ""
+    """``Vault.file_mac`` under ``salt``; both hexadecimal."""
     entries: int = 0
     """Length of the audit log at that time, and its last hash: a log that was cut shows."""
     head: str = ""
@@ -99,10 +104,16 @@ class Witness:
     def seal(self, vault: Vault, *, entries: int, head: str) -> None:
         """Remember the file as it is now, and the audit log's end. Reads all of the file."""
         seen = self.check(vault)
-        size, mac = vault.file_mac()
-        if (vault.generation, size, mac) != (seen.sealed, seen.size, seen.file_mac) and vault.generation == seen.sealed:
-            raise damaged(vault.path, "its file was changed without a new generation")
-        self._write(vault, Seen(vault.id, vault.generation, vault.generation, size, mac, entries, head))
+        if seen.sealed == vault.generation:
+            if vault.file_mac(bytes.fromhex(seen.salt)) != (seen.size, seen.file_mac):
+                raise damaged(vault.path, "its file was changed without a new generation")
+        else:
+            salt = os.urandom(_SALT_BYTES)
+            size, mac = vault.file_mac(salt)
+            seen = replace(
+                seen, generation=vault.generation, sealed=vault.generation, size=size, salt=salt.hex(), file_mac=mac
+            )
+        self._write(vault, replace(seen, entries=entries, head=head))
 
     def check_file(self, vault: Vault) -> bool:
         """Compare the whole file with what was sealed; ``False`` where its generation was not (a killed import).
@@ -112,7 +123,7 @@ class Witness:
         seen = self.check(vault)
         if seen.sealed != vault.generation:
             return False
-        size, mac = vault.file_mac()
+        size, mac = vault.file_mac(bytes.fromhex(seen.salt))
         if size != seen.size:
             raise damaged(vault.path, f"its file has {size} bytes where {seen.size} were written")
         if not hmac.compare_digest(mac, seen.file_mac):

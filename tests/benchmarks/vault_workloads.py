@@ -31,7 +31,7 @@ def vault_read(options: Options) -> list[Figure]:
 
 def view_streamed(options: Options) -> list[Figure]:
     """An epoch from an encrypted view on the disk against an epoch over tensors in memory."""
-    count = options.scaled(2000, 64)
+    count = options.scaled(1000, 64)
     times = script("streamed.py", count, options.repeat, options.folder)[1]
     return [
         Figure(
@@ -71,7 +71,7 @@ WORKLOADS = {
         "images of 224×224 read in batches of 32 in an order of chance, and verified", vault_read, 5
     ),
     "view-streamed": Workload(
-        "the quick start's CNN, an epoch over 2,000 images of 64×64: from a view that may take no memory against "
+        "the quick start's CNN, an epoch over 1,000 images of 64×64: from a view that may take no memory against "
         "tensors in memory, one process, CPU time",
         view_streamed,
         7,

@@ -150,7 +150,8 @@ def test_memory_lost_or_altered_shows_and_can_be_accepted(home: Home) -> None:
     kept = json.loads(path.read_text())
     for field, value in (
         ("generation", 1),
-        ("file_mac", "00" * 32),
+        ("file_mac", "00" * 16),
+        ("salt", "00" * 32),
         ("entries", 0),
         ("vault", "ab"),
         ("mac", "0"),
