@@ -15,7 +15,12 @@ import typer
 import typer.core
 import typer.main
 
+from client.agent_commands import app as agent_app
 from client.commands import app as site_app
+from client.join_commands import app as join_app
+from client.study_commands import app as decide_app
+from server.commands import app as coordinator_app
+from server.run_commands import app as run_app
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -33,7 +38,12 @@ app = typer.Typer(
 )
 study_app = typer.Typer(help="Check and describe study files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(study_app, name="study")
+for _whole, _parts in ((site_app, (join_app, decide_app, agent_app)), (coordinator_app, (run_app,))):
+    for _part in _parts:
+        _whole.registered_commands += _part.registered_commands
+        _whole.registered_groups += _part.registered_groups
 app.add_typer(site_app, name="site")
+app.add_typer(coordinator_app, name="coordinator")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PIPE_CLOSED = 141

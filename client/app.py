@@ -11,6 +11,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -40,8 +41,10 @@ _OPEN_SITES = 128
 class Resident:
     """One process's caches, shared by all the sites it plays."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str | None = None) -> None:
+        """``device`` goes before what ``site.yaml`` says."""
         keep_freed_memory()
+        self._device = device
         self.views = ViewCache(VIEW_CACHE_BYTES)
         self._sites: OrderedDict[Path, Site] = OrderedDict()
         self._models: OrderedDict[tuple[str, str], nn.Module] = OrderedDict()
@@ -58,7 +61,7 @@ class Resident:
             for key in [key for key in self._scores if key[0] == directory]:
                 del self._scores[key]
             site = None
-        site = site or Site.open(directory, self.views)
+        site = site or Site.open(directory, self.views, device=self._device)
         self._sites[directory] = site
         if len(self._sites) > _OPEN_SITES:
             self._sites.popitem(last=False)[1].close()
@@ -96,7 +99,7 @@ class Resident:
 
 
 def survey(request: protocol.SurveyRequest, site: Site) -> protocol.SurveyReply:
-    return protocol.SurveyReply(site.alias, site.images(request.task.study))
+    return protocol.SurveyReply(site.alias, site.images(request.task.study), version("fedward"))
 
 
 def train(request: protocol.TrainRequest, site: Site, resident: Resident) -> protocol.TrainReply:

@@ -1,9 +1,9 @@
 """What a site's people have said about studies, and what follows from it now.
 
-A study asks by its first message and waits until people approve its hash. An approval holds for the study as it is, byte
-for byte, for one coordinator, and for the sites of the roster that was shown, or fewer: a site more, or one with another
-key, asks again. :func:`judge` says what holds; it is a pure function, asked at every request, so that a policy made
-stricter, a withdrawal or a pause stops the next message of a study that is at work.
+A study asks by its first message and waits until people approve its hash. An approval holds for the study as it is,
+byte for byte, for one coordinator, and for the sites of the roster that was shown, or fewer: a site more, or one with
+another key, asks again. :func:`judge` says what holds; it is a pure function, asked at every request, so that a policy
+made stricter, a withdrawal or a pause stops the next message of a study that is at work.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import product
 from pathlib import Path
@@ -81,6 +81,10 @@ class Federation:
         """Whether ``other`` has the same coordinator and no site that was not here, under the same key."""
         return self.coordinator == other.coordinator and other.sites.items() <= self.sites.items()
 
+    def facts(self) -> dict[str, Any]:
+        """For the audit log."""
+        return {"roster": self.roster, "coordinator": self.coordinator, "sites": sorted(self.sites)}
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -102,8 +106,7 @@ class Decision:
     def facts(self, study: str) -> dict[str, Any]:
         """For the audit log: who, in which role, what, for which study and roster, and why."""
         kept = {"study": study, "role": self.role, "by": self.by, "why": self.why, "rule": self.rule}
-        seen = self.federation
-        return {**kept, "roster": seen.roster, "coordinator": seen.coordinator, "sites": sorted(seen.sites)}
+        return {**kept, **self.federation.facts()}
 
 
 @dataclass(frozen=True)
@@ -170,9 +173,7 @@ def judge(study: Study, record: Record | None, now: Now) -> Verdict:
         return Verdict("paused", f"the site is paused since {_day(now.pause.at)} by {now.pause.by}")
     if isinstance(policy, PolicyError):
         return Verdict("objected", str(policy), (Objection(policy.code, POLICY_FILE, str(policy)),))
-    decisions = record.decisions if record is not None and record.hash == study.hash else ()
-    stop = next((found for found in reversed(decisions) if found.kind != "approve"), None)
-    given = list(decisions[decisions.index(stop) + 1 :] if stop else decisions)
+    stop, given = _standing(record.decisions if record is not None and record.hash == study.hash else ())
     if policy.automatic(study, now.federation.coordinator) is None:
         given = [one for one in given if not one.rule]
     complete = _complete(given, policy.approvals_needed) is not None
@@ -313,8 +314,8 @@ class Approvals:
         )
         if alone.state in ("objected", "expired"):
             raise ApprovalError(f"{alone.why}; ask the coordinator for another study, or change {POLICY_FILE}")
-        known = self.find(record.hash)
-        other = next((one for one in reversed(_standing(known)) if one.by.casefold() == decision.by.casefold()), None)
+        given = reversed(_standing(self.find(record.hash).decisions)[1])
+        other = next((one for one in given if one.by.casefold() == decision.by.casefold()), None)
         if other is not None and other.role != role:
             raise ApprovalError(f"{by} has approved it as {other.role}; somebody else must as {role}")
         return self._verdict_after(record, decision)
@@ -390,8 +391,7 @@ class Approvals:
                 "(SELECT id FROM study WHERE hash NOT IN (SELECT study FROM decision) ORDER BY id DESC LIMIT ?)",
                 (MOST_UNDECIDED,),
             )
-            facts = {"study": study.hash, "name": study.name, "roster": federation.roster}
-            facts |= {"coordinator": federation.coordinator, "sites": sorted(federation.sites)}  # type: ignore[dict-item]
+            facts = {"study": study.hash, "name": study.name, **federation.facts()}
             self._home.audit.append("study-asked" if known is None else "study-asked-with-new-roster", facts, at)
             record = _record(connection, study.hash)
         assert record is not None
@@ -418,10 +418,10 @@ class Approvals:
         return record
 
 
-def _standing(record: Record) -> list[Decision]:
-    """Approvals since the last refusal or withdrawal."""
-    stops = [number for number, one in enumerate(record.decisions) if one.kind != "approve"]
-    return list(record.decisions[stops[-1] + 1 if stops else 0 :])
+def _standing(decisions: Sequence[Decision]) -> tuple[Decision | None, Sequence[Decision]]:
+    """The last refusal or withdrawal, and the approvals since."""
+    stops = [number for number, one in enumerate(decisions) if one.kind != "approve"]
+    return (decisions[stops[-1]], decisions[stops[-1] + 1 :]) if stops else (None, decisions)
 
 
 def _record(connection: Connection, study: str) -> Record | None:
@@ -437,7 +437,7 @@ def _record(connection: Connection, study: str) -> Record | None:
 
 
 def _text(federation: Federation) -> str:
-    return json.dumps({**asdict(federation), "sites": dict(sorted(federation.sites.items()))}, ensure_ascii=False)
+    return json.dumps({**vars(federation), "sites": dict(sorted(federation.sites.items()))}, ensure_ascii=False)
 
 
 def _federation(text: str) -> Federation:

@@ -28,7 +28,14 @@ from common.errors import KeyUnavailable, RunError, VaultError
 LIST = "backup.json"
 FORMAT = 1
 _CHUNK = 2**20
-_OPTIONAL = ("policy.yaml", "ledger.sqlite")
+_OPTIONAL = (
+    "policy.yaml",
+    "ledger.sqlite",
+    *(f"federation/{name}" for name in ("kit.json", "roster.json", "confirmed.json", "ca.crt", "request.json")),
+)
+"""Identity keys never travel, in a backup either: a restored site makes a new identity. Nor do decisions about studies,
+and replies, which are those of a state that has gone by: its people are asked again."""
+_LEFT_OUT = ("views", "replies.sqlite")
 _LARGEST_LIST = 2**24
 
 
@@ -100,7 +107,8 @@ def _present(home: Home) -> Iterator[str]:
     """Parts that a site may or may not have: policy, ledger, everything remembered but prepared views."""
     yield from (name for name in _OPTIONAL if (home.directory / name).is_file())
     for path in sorted(home.state.rglob("*")):
-        if path.is_file() and not path.name.startswith(".") and "views" not in path.relative_to(home.state).parts:
+        inside = path.relative_to(home.state).parts
+        if path.is_file() and not path.name.startswith(".") and not any(inside[0].startswith(out) for out in _LEFT_OUT):
             yield path.relative_to(home.directory).as_posix()
 
 

@@ -21,6 +21,7 @@ Level = Literal["ok", "warn", "fail"]
 _LEAST_DISK = 2 * 2**30
 _LEAST_MEMORY = 4 * 2**30
 _SLOW_KEY_S = 5.0
+_EXPIRES_DAYS = 30
 _PACKAGES = ("fedward", "flwr", "torch", "torchvision", "cryptography", "pydicom")
 
 
@@ -40,7 +41,7 @@ def examine(directory: Path, *, passphrase: Passphrase | None = None, clock: Clo
         home = Home.open(directory, passphrase=passphrase, clock=clock)
     except FedwardError as error:
         return [Finding("fail", "site", *_parts(error)), *_machine(directory)]
-    looks: tuple[Callable[[Home], Iterator[Finding]], ...] = (_files, _key, _vault, _audit)
+    looks: tuple[Callable[[Home], Iterator[Finding]], ...] = (_files, _key, _vault, _audit, _federation)
     found = [Finding("ok", "site", f"{home.config.alias} in {directory}")]
     for look in looks:
         try:
@@ -123,6 +124,24 @@ def _audit(home: Home) -> Iterator[Finding]:
         yield Finding(
             "fail", "clock", f"this machine's clock is behind the audit log's last entry, {last}", "set it (NTP)"
         )
+
+
+def _federation(home: Home) -> Iterator[Finding]:
+    from client.federation import FOLDER, KIT, Membership
+
+    if not (home.directory / FOLDER / KIT).exists():
+        yield Finding("ok", "federation", "none joined")
+        return
+    membership = Membership.open(home)
+    days = membership.certificate_days(home.clock())
+    text = f"{membership.federation} at {membership.address}, {len(membership.roster.active)} sites"
+    if days <= _EXPIRES_DAYS:
+        yield Finding("warn", "federation", f"{text}; a certificate expires in {days} days", "ask for a new kit")
+    else:
+        yield Finding("ok", "federation", f"{text}, certificates good for {days} days")
+    if membership.unconfirmed:
+        names = ", ".join(membership.unconfirmed[:5])
+        yield Finding("warn", "federation", f"nobody has compared by phone: {names}", "`fedward site confirm`")
 
 
 def _machine(directory: Path) -> Iterator[Finding]:

@@ -334,7 +334,7 @@ def _confirmed(folder: Path) -> dict[str, Confirmation]:
     try:
         kept = json.loads(read_file(path, "list of confirmed peers", most=MOST_BYTES))
         return {str(alias): Confirmation(**one) for alias, one in kept.items()}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise IdentityError(f"{path} cannot be read; remove it and confirm the peers again") from None
 
 

@@ -40,8 +40,8 @@ class Pace:
     quick_for_s: float = 60.0
     heartbeat_s: float = 30.0  # Flower lists a node as offline after two missed beats; at least 10
     retry_s: tuple[float, float] = (1.0, 60.0)  # the first and the longest pause before connecting anew
-    connect_s: float = 10.0
-    silence_s: float = 30.0  # the longest wait for the next byte
+    connect_s: float = 10.0  # also the longest wait for a short answer, and so for the end after ``stop``
+    silence_s: float = 30.0  # the longest wait for an object's next byte
     request_s: float = 600.0  # the longest exchange, however steadily it drips
     objects_s: float = 1800.0  # the longest wait for a message's objects
     message_bytes: int = 4 << 30
@@ -123,7 +123,8 @@ class Connection:
         """One exchange. Raises ``_Unreachable``, ``_Refused`` or ``_Dropped``."""
         pace = self.pace
         head = {"content-type": flower.MEDIA_TYPE, "accept": flower.MEDIA_TYPE, "accept-encoding": "identity"}
-        timeout = httpx.Timeout(silence_s or pace.silence_s, connect=min(pace.connect_s, silence_s or pace.connect_s))
+        silence_s = silence_s or pace.connect_s
+        timeout = httpx.Timeout(silence_s, connect=min(pace.connect_s, silence_s))
         body = request.SerializeToString()
         ends, got = time.monotonic() + pace.request_s, bytearray()
         try:
@@ -240,7 +241,7 @@ class _Agent:
         return flower.message_from_proto(found.messages_list[0]), found.message_object_trees[0]
 
     def _work(self, announced: Message, tree: Any) -> None:
-        """Fetch, answer, bring back. Confirmed only then, so that a killed agent's message comes again."""
+        """Fetch, answer, bring back. Until then the coordinator keeps it for this agent's next life."""
         self._busy = True
         run_id, message_id = announced.metadata.run_id, announced.metadata.message_id
         try:
@@ -249,22 +250,19 @@ class _Agent:
                 return
             facts = request.metadata
             if (facts.dst_node_id, facts.run_id, facts.message_id) != (self._to.node_id, run_id, message_id):
-                logger.error("a message for another site, or another than was announced; not answered")
-                return
+                raise ValueError("for another site, or another than was announced")
             reply = self._replied(request)
             self._brought = False
             self._tried(lambda: self._bring(reply), at_least_once=True)
-            if self._brought:
-                self._tried(lambda: self._confirm(run_id, message_id), at_least_once=True)
-                self._busy = False
+            self._busy = not self._brought
         except _Dropped as reason:
+            self._busy = False
             logger.info("the coordinator does not want an answer to this message any more (%s)", reason)
         except ValueError as error:
             logger.error("a message that cannot be read (%s); not answered", error)
             with contextlib.suppress(_Dropped):
                 reply = flower.settle(flower.failed(announced), announced)
                 self._tried(lambda: self._bring(reply))
-        if not self._stop.is_set():
             self._busy = False
 
     def _fetch(self, run_id: int, tree: Any) -> Message:
@@ -274,7 +272,8 @@ class _Agent:
             if self._stop.is_set():
                 raise _Unreachable("stopping")
             request = flower.PullObjectRequest(node=node, run_id=run_id, object_id=object_id)
-            found = self._to.call("pull-object", request, flower.PullObjectResponse)
+            patience = self._pace.silence_s
+            found = self._to.call("pull-object", request, flower.PullObjectResponse, silence_s=patience)
             if not found.object_found:
                 raise _Dropped("an object is gone")
             if not found.object_available:
@@ -328,19 +327,14 @@ class _Agent:
                     object_content=content,
                     session_id=announced.session_id,
                 )
-                if not self._to.call("push-object", request, flower.PushObjectResponse).stored:
+                patience = self._pace.silence_s
+                if not self._to.call("push-object", request, flower.PushObjectResponse, silence_s=patience).stored:
                     raise _Unreachable("the upload was cut; announce it anew")
 
             flower.push_objects(
                 flower.get_all_nested_objects(reply), push, object_ids_to_push=set(announced.objects_to_push)
             )
         self._brought = True
-
-    def _confirm(self, run_id: int, message_id: str) -> None:
-        node = flower.Node(node_id=self._to.node_id)
-        request = flower.ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=message_id)
-        with contextlib.suppress(_Dropped):
-            self._to.call("confirm-message-received", request, flower.ConfirmMessageReceivedResponse)
 
     # --- staying connected ------------------------------------------------------------------------------------
 
@@ -350,9 +344,7 @@ class _Agent:
         )
         self._beat.clear()
         try:
-            self._to.node_id = self._to.call(
-                "activate-node", request, flower.ActivateNodeResponse, silence_s=self._pace.connect_s
-            ).node_id
+            self._to.node_id = self._to.call("activate-node", request, flower.ActivateNodeResponse).node_id
         except _Dropped as reason:
             raise _Unreachable(str(reason)) from None
         self._become("online")
@@ -389,9 +381,7 @@ class _Agent:
                 node=flower.Node(node_id=self._to.node_id), heartbeat_interval=interval
             )
             try:
-                known = self._to.call(
-                    "send-node-heartbeat", request, flower.SendNodeHeartbeatResponse, silence_s=self._pace.connect_s
-                ).success
+                known = self._to.call("send-node-heartbeat", request, flower.SendNodeHeartbeatResponse).success
                 pause = interval * 0.7
             except (_Unreachable, _Dropped):
                 known, pause = False, min(interval * 0.7, 5.0)

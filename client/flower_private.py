@@ -18,11 +18,11 @@ from typing import Any
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
-from cryptography.hazmat.primitives import hashes  # noqa: E402
-from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat  # noqa: E402
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from common.errors import ProtocolError  # noqa: E402
+from common.errors import ProtocolError
 
 VERSION = "1.41"
 
@@ -37,7 +37,7 @@ def _wrong(detail: str) -> ProtocolError:
 try:
     from flwr.app import Error, Message
     from flwr.app.message import remove_content_from_message
-    from flwr.common.constant import HEARTBEAT_MIN_INTERVAL, TIMESTAMP_HEADER, ErrorCode
+    from flwr.common.constant import TIMESTAMP_HEADER, ErrorCode
     from flwr.common.serde import message_from_proto, message_to_proto
     from flwr.proto.fleet_pb2 import (
         ActivateNodeRequest,
@@ -51,8 +51,6 @@ try:
     )
     from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
     from flwr.proto.message_pb2 import (
-        ConfirmMessageReceivedRequest,
-        ConfirmMessageReceivedResponse,
         PullObjectRequest,
         PullObjectResponse,
         PushObjectRequest,
@@ -78,17 +76,16 @@ except ImportError as error:
     raise _wrong(str(error)) from None
 
 __all__ = [
-    "MEDIA_TYPE", "ActivateNodeRequest", "ActivateNodeResponse", "ConfirmMessageReceivedRequest",
-    "ConfirmMessageReceivedResponse", "DeactivateNodeRequest", "DeactivateNodeResponse", "Message", "Node",
-    "ObjectPullError", "ObjectUnavailableError", "PullMessagesRequest", "PullMessagesResponse", "PullObjectRequest",
-    "PullObjectResponse", "PushMessagesRequest", "PushMessagesResponse", "PushObjectRequest", "PushObjectResponse",
+    "MEDIA_TYPE", "ActivateNodeRequest", "ActivateNodeResponse", "DeactivateNodeRequest",
+    "DeactivateNodeResponse", "Message", "Node", "ObjectPullError", "ObjectUnavailableError",
+    "PullMessagesRequest", "PullMessagesResponse", "PullObjectRequest", "PullObjectResponse",
+    "PushMessagesRequest", "PushMessagesResponse", "PushObjectRequest", "PushObjectResponse",
     "SendNodeHeartbeatRequest", "SendNodeHeartbeatResponse", "check", "failed", "get_all_nested_objects",
-    "get_object_tree", "inflate", "message_from_proto", "message_to_proto", "no_object_id_recompute", "object_ids",
-    "public_bytes", "pull_objects", "push_objects", "remove_content_from_message", "settle", "sign",
+    "get_object_tree", "inflate", "message_from_proto", "message_to_proto", "no_object_id_recompute",
+    "object_ids", "public_bytes", "pull_objects", "push_objects", "remove_content_from_message", "settle", "sign",
 ]  # fmt: skip
 
 MEDIA_TYPE = PROTOBUF_MEDIA_TYPE
-SHORTEST_INTERVAL_S = float(HEARTBEAT_MIN_INTERVAL)
 
 _EXPECTED: dict[Any, tuple[str, ...]] = {
     push_objects: ("objects", "push_object_fn", "object_ids_to_push", "keep_objects", "max_concurrent_pushes"),

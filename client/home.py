@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from client.config import SITE_FILE, SiteConfig
+from client.policy import POLICY_FILE, TEMPLATE
 from client.vault import database
 from client.vault.keys import KeyProvider, prepare, provider
 from client.vault.store import Vault, reencrypted
@@ -38,20 +39,6 @@ _LOCK = ".lock"
 
 Passphrase = Callable[[], str]
 Clock = Callable[[], datetime]
-
-POLICY = """\
-# What this site allows a study to do. A study that asks for more is refused, and its coordinator is told which
-# line refused it. Read by the site's agent; importing and keeping images does not depend on it.
-models: [cnn, resnet18, resnet50, densenet121]
-strategies: [fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedprox, median, trimmed_mean, krum, bulyan]
-largest_image: 512            # pixels a side
-most_rounds: 200
-most_epochs_a_round: 5
-smallest_cell: 10             # patients behind any count that leaves
-privacy: null                 # e.g. {unit: patient, epsilon: 8.0, delta: 1.0e-5}: studies without it are refused
-opening_hours: null           # e.g. "19:00-07:00": training at night only
-approve_automatically: []     # e.g. [{coordinator: FINGERPRINT, classes: [normal, pneumonia]}]
-"""
 
 
 def once(ask: Passphrase) -> Passphrase:
@@ -122,7 +109,7 @@ class Home:
                 {"alias": alias, "key": key, "state": "state", "audit": "audit.jsonl", "compression": compression}
             )
             config.save(made)
-            write_atomically(made / "policy.yaml", POLICY.encode(), mode=0o600)
+            write_atomically(made / POLICY_FILE, TEMPLATE.encode(), mode=0o600)
             home = cls(made, config, passphrase, clock)
             home.audit.create()
             keys = prepare(key, base=made, passphrase=passphrase)

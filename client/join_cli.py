@@ -46,7 +46,8 @@ def join(site: Path, kit: Path, *, fingerprint: str | None, yes: bool) -> None:
         )
         federation.join(home, data, coordinator=coordinator.fingerprint)
     membership = Membership.open(home)
-    print(f"{home.config.alias} has joined, with {len(membership.peers)} other sites")
+    count = len(membership.peers)
+    print(f"{home.config.alias} has joined, with {count} other site{'' if count == 1 else 's'}")
     if membership.unconfirmed:
         print("compare their fingerprints by phone: `fedward site peers`, then `fedward site confirm`")
 

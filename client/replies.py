@@ -29,8 +29,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from client.vault.store import Vault
 from common.errors import FedwardError
 
-REPLIES_FILE = Path("federation") / "replies.sqlite"
-"""Below a site's directory."""
 TRAIN = "train.fit"
 """The kind of request that spends its round (``common.protocol.TRAIN``)."""
 LARGEST_BYTES = 1 << 30

@@ -39,11 +39,18 @@ class Site:
     """Where each vault's views lie that are larger than the cache."""
 
     @classmethod
-    def open(cls, directory: Path, views: ViewCache, *, passphrase: Callable[[], str] | None = None) -> Site:
-        """Open ``directory``. Raises :class:`VaultError` or :class:`DeviceError`."""
+    def open(
+        cls,
+        directory: Path,
+        views: ViewCache,
+        *,
+        passphrase: Callable[[], str] | None = None,
+        device: str | None = None,
+    ) -> Site:
+        """Open ``directory``; ``device`` goes before its own. Raises :class:`VaultError` or :class:`DeviceError`."""
         config = SiteConfig.load(directory)
         homes = [directory / member for member in config.members] or [directory]
-        device = choose_device(config.device)
+        chosen = choose_device(device or config.device)
         with contextlib.ExitStack() as opened:
             vaults, folders = [], []
             for home in homes:
@@ -51,7 +58,7 @@ class Site:
                 vaults.append(opened.enter_context(_open_vault(home, own, passphrase)))
                 folders.append(home / own.state / VIEWS if own.state else (home / own.vault).parent / VIEWS)
             opened.pop_all()  # nothing failed: the site closes them
-        return cls(config, directory, tuple(vaults), device, views, tuple(folders))
+        return cls(config, directory, tuple(vaults), chosen, views, tuple(folders))
 
     @property
     def stale(self) -> bool:

@@ -17,6 +17,8 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from numpy.typing import NDArray
 
 from common.errors import ProtocolError, StudyError
@@ -33,7 +35,9 @@ Statistics = Mapping[str, NDArray[Any]]
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ARM = re.compile(r"[a-z][a-z-]{0,31}(:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _CODE = re.compile(r"[a-z][a-z0-9-]{0,39}")
+_PROGRAM = re.compile(r"[0-9A-Za-z.+-]{0,32}")
 _MOST = (1 << 31) - 1
+_ROSTER_BYTES = 1 << 20
 _SURVEY_CHARACTERS = 1000
 
 
@@ -52,12 +56,16 @@ class SurveyRequest:
     """Who are you, and how many images have you for this study?"""
 
     task: Task
+    roster: bytes = b""
+    """In a real federation: the newest roster, signed by the coordinator (``common.identity``)."""
 
 
 @dataclass(frozen=True)
 class SurveyReply:
     site: str
     images: Mapping[str, int]
+    program: str = ""
+    """Version of fedward at the site."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,8 @@ def seal(request: Request) -> Sealed:
         "repeat": task.repeat,
         "round": task.round,
     }
+    if isinstance(request, SurveyRequest) and request.roster:
+        head["roster"] = request.roster
     content = RecordDict({"head": ConfigRecord(head)})
     kind = SURVEY
     if isinstance(request, TrainRequest | EvaluateRequest | MomentsRequest):
@@ -166,7 +176,10 @@ def open_request(message: Message) -> Request:
     kind = message.metadata.message_type
     task = _task(head, kind)
     if kind == SURVEY:
-        return SurveyRequest(task)
+        roster = _get(head, "roster", bytes) if "roster" in head else b""
+        if len(roster) > _ROSTER_BYTES:
+            raise ProtocolError(f"a roster of {len(roster)} bytes; the most is {_ROSTER_BYTES}")
+        return SurveyRequest(task, roster)
     weights = from_arrays(_record(content, "weights", ArrayRecord))
     if kind == TRAIN:
         return TrainRequest(task, weights)
@@ -189,7 +202,7 @@ def answer(reply: Reply, request: Message) -> Message:
     if isinstance(reply, Refusal):
         head |= {"kind": "refusal", "code": reply.code}
     elif isinstance(reply, SurveyReply):
-        head |= {"kind": "survey", "images": json.dumps(dict(reply.images))}
+        head |= {"kind": "survey", "images": json.dumps(dict(reply.images)), "program": reply.program}
     elif isinstance(reply, TrainReply):
         head |= {"kind": "train", "round": reply.round}
         content["weights"] = to_arrays(reply.weights)
@@ -217,7 +230,10 @@ def open_reply(message: Message) -> Reply:
             raise ProtocolError(f"{site} refused with a malformed code")
         return Refusal(site, code)
     if kind == "survey":
-        return SurveyReply(site, _counts(_get(head, "images", str)))
+        program = _get(head, "program", str) if "program" in head else ""
+        if not _PROGRAM.fullmatch(program):
+            raise ProtocolError(f"{site} names a version of its program that is none")
+        return SurveyReply(site, _counts(_get(head, "images", str)), program)
     if kind not in ("train", "statistics"):
         raise ProtocolError(f"{site} sent an unknown kind of reply")
     round_ = _get(head, "round", int)
@@ -231,6 +247,20 @@ def open_reply(message: Message) -> Reply:
         )
     weights = from_arrays(_record(content, "weights", ArrayRecord))
     return TrainReply(site, round_, weights, _get(facts, "examples", int), _get(facts, "loss", float), seconds)
+
+
+def freeze(message: Message) -> bytes:
+    """The content of a reply as bytes, to be kept and sent again."""
+    return bytes(recorddict_to_proto(message.content).SerializeToString())
+
+
+def thaw(content: bytes, request: Message) -> Message:
+    """The reply to ``request`` that :func:`freeze` was given. Raises :class:`ProtocolError`."""
+    try:
+        return Message(recorddict_from_proto(RecordDictProto.FromString(content)), reply_to=request)
+    except Exception as error:
+        kind = type(error).__name__
+        raise ProtocolError(f"a kept reply cannot be read ({kind}): it is of another version of Flower") from None
 
 
 def size(content: RecordDict) -> int:

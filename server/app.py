@@ -7,6 +7,7 @@ federation has only this one, because nobody there can pool images.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,29 @@ def federate(link: Link, study: Study, out: Path, *, base: Path) -> dict[str, An
             "the events say what each of the others answered: mend them, then start again"
         )
     found = {alias: node for alias, (node, images) in answered.items() if images.get("train")}
-    if not found:
+    return train(link, study, found, out, base)
+
+
+def train(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: Path) -> dict[str, Any]:
+    """Train and test ``study`` over ``sites`` (alias -> node id), all of which have training images."""
+    if not sites:
         raise QuorumError("no site has training images for this study; see its events for what each site answered")
     work = Work(
-        study, "federated", 0, found, checkpoint=out / "state" / "federated" / "checkpoint.safetensors", base=base
+        study, "federated", 0, sites, checkpoint=out / "state" / "federated" / "checkpoint.safetensors", base=base
     )
     arm = finish(work, Arm(link, work).run())
-    tested = test_model(link, work, arm.weights, arm.thresholds, found, own=found)
+    # Who no longer answered in the last round does not take part in the test either, and that is told.
+    last = arm.progress.history[-1]["sites"]
+    present = {site: node for site, node in sites.items() if last[site].get("evaluation") == "ok"}
+    absent = sorted(set(sites) - set(present))
+    if absent:
+        link.events.emit("alert", kind="site-lost", sites=absent, why="absent from the last round and from the test")
+    tested = test_model(link, work, arm.weights, arm.thresholds, present, own=present)
     own = {
         site: {"test": {m: i.to_dict() for m, i in summary.overall.items()}} for site, summary in tested.sites.items()
     }
-    result: dict[str, Any] = {"study_hash": study.hash, "arms": {"federated": arm_json(arm, tested) | {"sites": own}}}
+    arms = {"federated": arm_json(arm, tested) | {"sites": own}}
+    result: dict[str, Any] = {"study_hash": study.hash, "arms": arms, "absent": absent}
     write_model(out, arm)
     write_atomically(out / "results.json", json.dumps(result, indent=1).encode())
     link.events.emit("finished", arm="federated", test=result["arms"]["federated"]["test"])

@@ -94,9 +94,7 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: Any, signer: Any, *, authority: bool
-) -> x509.Certificate:
+def _certificate(subject: x509.Name, issuer: x509.Name, key: Any, signer: Any, *, authority: bool) -> x509.Certificate:
     now = datetime.now(UTC)
     addresses = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     return (
@@ -114,7 +112,8 @@ def _certificate(
 
 
 class Agent:
-    """A site's agent in a process of its own; ``kind`` names what it answers (see :func:`_answer`)."""
+    """A site's agent in a process of its own; ``kind``: ``echo``, ``shift`` (weights + 1), ``raise``, each perhaps
+    with seconds to work (``echo:2``), or ``site:DIRECTORY`` for what a hospital answers."""
 
     def __init__(self, authority: Authority, alias: str, port: int, kind: str = "echo", **pace: Any) -> None:
         self.log = authority.path(f"{alias}.log")
@@ -209,28 +208,24 @@ def _answer(kind: str) -> Callable[[Any], Any]:
     import numpy as np
     from flwr.app import Array, ArrayRecord, Message, RecordDict
 
-    def shift(message: Any) -> Any:
-        print("answering", message.metadata.message_type, flush=True)
-        weights = {name: array.numpy() + np.float32(1) for name, array in message.content["w"].items()}
-        return Message(RecordDict({"w": ArrayRecord({k: Array(v) for k, v in weights.items()})}), reply_to=message)
+    what, _, detail = kind.partition(":")
+    if what == "site":
+        from client.app import Resident, handle
 
-    if kind == "shift":
-        return shift
+        resident, directory = Resident(), Path(detail)
+        return lambda message: handle(message, lambda: directory, resident)
 
-    def echo(message: Any) -> Any:
+    def answer(message: Any) -> Any:
         print("answering", message.metadata.message_type, flush=True)
-        if kind.startswith("sleep:"):
-            time.sleep(float(kind.removeprefix("sleep:")))
-        if kind == "raise":
+        time.sleep(float(detail or 0))
+        if what == "raise":
             raise RuntimeError("a patient's name")
+        if what == "shift":
+            shifted = {name: Array(array.numpy() + np.float32(1)) for name, array in message.content["w"].items()}
+            return Message(RecordDict({"w": ArrayRecord(shifted)}), reply_to=message)
         return Message(message.content, reply_to=message)
 
-    if not kind.startswith("site:"):
-        return echo
-    from client.app import Resident, handle
-
-    resident, directory = Resident(), Path(kind.removeprefix("site:"))
-    return lambda message: handle(message, lambda: directory, resident)
+    return answer
 
 
 def _main() -> None:
@@ -244,9 +239,7 @@ def _main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     pace = settings["pace"]
     pace["retry_s"] = tuple(pace["retry_s"])
-    connection = Connection.open(
-        settings["address"], Path(settings["ca"]), Path(settings["key"]), pace=Pace(**pace)
-    )
+    connection = Connection.open(settings["address"], Path(settings["ca"]), Path(settings["key"]), pace=Pace(**pace))
     serve(connection, _answer(settings["kind"]), stop=stop)
     print("ended", flush=True)
 

@@ -107,6 +107,8 @@ def test_of_earlier_rounds_only_the_digest_stays(path: Path, vault: Vault) -> No
     assert path.stat().st_size < 2_500_000
     replies.keep(FIRST, b"made anew for a coordinator that went back to its checkpoint")
     assert replies.kept(FIRST) == b"made anew for a coordinator that went back to its checkpoint"
+    assert replies.kept(replace(FIRST, round=5, digest="d5")) is None
+    assert replies.spent(FIRST.study, "federated", 0, 5) == "d5"
 
 
 def test_evaluations_without_end_and_repeats_without_end_are_bounded(path: Path, vault: Vault) -> None:
@@ -117,6 +119,9 @@ def test_evaluations_without_end_and_repeats_without_end_are_bounded(path: Path,
         replies.keep(identity, b"scores")
     kept = [identity for identity in asked if replies.kept(identity) is not None]
     assert kept == asked[5:]
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT count(*) FROM reply").fetchone() == (1 + A_ROUND,)
+    connection.close()
     for repeat in range(20):
         replies.keep(replace(FIRST, repeat=repeat, round=2), b"z" * 30_000)
     assert [replies.kept(replace(FIRST, repeat=repeat, round=2)) is None for repeat in range(20)] == [True] * 17 + [

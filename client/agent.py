@@ -1,0 +1,158 @@
+"""The site agent: a resident process that answers a coordinator's messages with what is installed here.
+
+No code comes with a message. Before anything is computed the site's people and its policy are asked; what was
+computed is kept, encrypted, before it leaves, so that a message that comes again is answered with the same bytes.
+What leaves is a typed reply or a code; the words stay in this machine's log.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import torch
+from flwr.app import Message
+
+from client.app import Resident, handle
+from client.approvals import Approvals, Federation
+from client.federation import Membership, update_roster
+from client.fleet import Connection, Pace, serve
+from client.home import Home
+from client.policy import Policy, PolicyError
+from client.replies import Identity, Replies, RoundSpent
+from common import protocol
+from common.errors import FedwardError, IdentityError
+from common.weights import digest
+
+logger = logging.getLogger("fedward.agent")
+
+REPLIES = "replies.sqlite"
+
+
+class Agent:
+    """Answers messages for one site; used in one thread. Close it."""
+
+    def __init__(self, home: Home) -> None:
+        """Raises :class:`IdentityError` where the site has not joined, :class:`VaultError` for an unusable vault."""
+        self.home = home
+        self.membership = Membership.open(home)
+        self._approvals = Approvals(home)
+        self._resident = Resident(_device(self._approvals.policy()))
+        self._replies = self._open_replies()
+
+    def close(self) -> None:
+        self._replies.close()
+        self._approvals.close()
+        self._resident.close()
+
+    def _open_replies(self) -> Replies:
+        with self.home.vault(read_only=True) as vault:
+            return Replies(self.home.state / REPLIES, vault)
+
+    def answer(self, message: Message) -> Message:
+        """The reply to one message; never raises."""
+        alias = self.membership.alias
+        try:
+            request = protocol.open_request(message)
+            if isinstance(request, protocol.SurveyRequest) and request.roster:
+                self._take_roster(request.roster)
+            study = request.task.study
+            verdict = self._approvals.seen(study, self._federation())
+            if verdict.code is not None:
+                logger.info("study %s %s: %s", study.name, study.hash[:12], verdict.why)
+                return protocol.answer(protocol.Refusal(alias, verdict.code), message)
+            return self._work(request, message)
+        except RoundSpent as error:
+            logger.error("%s", error)
+            return protocol.answer(protocol.Refusal(alias, error.code), message)
+        except FedwardError as error:
+            logger.error("%s", error)
+            return protocol.answer(protocol.Refusal(alias, error.code), message)
+        except Exception:
+            logger.exception("unexpected failure")
+            return protocol.answer(protocol.Refusal(alias, "internal-error"), message)
+
+    def _work(self, request: protocol.Request, message: Message) -> Message:
+        if isinstance(request, protocol.SurveyRequest):
+            return handle(message, lambda: self.home.directory, self._resident)
+        identity = identity_of(request)
+        kept = self._replies.kept(identity)
+        if kept is not None:
+            logger.info("%s of round %d was answered before; the same reply goes again", identity.kind, identity.round)
+            return protocol.thaw(kept, message)
+        reply = handle(message, lambda: self.home.directory, self._resident)
+        frozen = protocol.freeze(reply)
+        if not isinstance(protocol.open_reply(reply), protocol.Refusal):
+            self._replies.keep(identity, frozen)
+            self.home.record(
+                "reply",
+                {
+                    "study": identity.study,
+                    "kind": identity.kind,
+                    "round": identity.round,
+                    "bytes": len(frozen),
+                    "weights": identity.digest,
+                },
+            )
+        return protocol.thaw(frozen, message)
+
+    def _take_roster(self, roster: bytes) -> None:
+        before = self.membership.roster.hash
+        try:
+            update_roster(self.home, roster)
+        except IdentityError as error:
+            logger.error("the roster that came is not taken: %s", error)
+        self.membership = Membership.open(self.home)
+        if self.membership.roster.hash != before:
+            logger.info("a new roster: %d sites", len(self.membership.roster.active))
+
+    def _federation(self) -> Federation:
+        roster = self.membership.roster
+        return Federation(
+            coordinator=self.membership.coordinator.fingerprint,
+            name=self.membership.federation,
+            sites={entry.alias: entry.public_key.fingerprint for entry in roster.active},
+            roster=roster.hash,
+        )
+
+
+def _device(policy: Policy | PolicyError) -> str | None:
+    """Where the policy lets studies train, its share of the GPU taken; ``None`` where it leaves that to ``site.yaml``.
+
+    Read once: another device needs the agent to start anew.
+    """
+    if isinstance(policy, PolicyError):
+        return None  # nothing is allowed at all
+    if policy.gpu_share == 0.0:
+        return "cpu"
+    if policy.gpu_share < 1.0 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(policy.gpu_share)
+    return policy.device
+
+
+def identity_of(request: protocol.TrainRequest | protocol.EvaluateRequest | protocol.MomentsRequest) -> Identity:
+    """What tells a request from every other: asked again, it is answered with the reply that was kept."""
+    task = request.task
+    if isinstance(request, protocol.TrainRequest):
+        kind, arrays = protocol.TRAIN, digest(request.weights)
+    elif isinstance(request, protocol.MomentsRequest):
+        kind = f"{protocol.MOMENTS} {request.split}"
+        arrays = digest(request.weights) + digest(request.reference)
+    else:
+        kind, arrays = f"{protocol.EVALUATE} {request.split}", digest(request.weights)
+    return Identity(task.study.hash, task.arm, task.repeat, kind, task.round, arrays)
+
+
+def run(home: Home, *, stop: threading.Event, pace: Pace | None = None) -> None:
+    """Serve until ``stop`` is set. Raises what cannot be mended by waiting."""
+    agent = Agent(home)
+    try:
+        membership = agent.membership
+        pair = (membership.tls_path, membership.tls_path) if membership.tls_path else None
+        connection = Connection.open(
+            membership.address, membership.ca_path, membership.key_path, certificate=pair, pace=pace
+        )
+        logger.info("site %s, coordinator %s", membership.alias, membership.address)
+        serve(connection, agent.answer, stop=stop)
+    finally:
+        agent.close()

@@ -1,0 +1,32 @@
+"""What ``fedward site up`` does; ``agent_commands`` declares it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+from client import memory
+from client.cli import ask_passphrase
+from client.home import Home
+from common.logs import log_to
+
+
+def up(site: Path) -> None:
+    """Serve until a signal says to stop; the message at hand is answered first, a second signal ends at once."""
+    memory.protect()
+    home = Home.open(site, passphrase=ask_passphrase)
+    log_to(home.directory / "logs" / "agent.log")
+    from client import agent
+
+    stop = threading.Event()
+
+    def finish(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, finish)
+    agent.run(home, stop=stop)

@@ -1,0 +1,206 @@
+"""A study in plain words, for the people of a hospital who decide about it and are no engineers."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from client.approvals import Federation
+from client.policy import Policy, PolicyError
+from common.errors import ModelError
+from common.study import Study
+
+_WIDTH = 100
+_LABEL = 13
+_QUESTIONS = {
+    "binary": "tells {1} from {0}",
+    "multiclass": "puts each image into one of {count} classes: {all}",
+    "multilabel": "says for each of these whether an image shows it: {all}",
+    "segmentation": "outlines in each image: {all}",
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """How large a study's model is."""
+
+    parameters: int
+    """Numbers that training changes."""
+    megabytes: float
+    """10^6 bytes of all that travels: parameters and the layers' running means."""
+
+
+def model_of(study: Study) -> Model:
+    """The size of the study's model, which is built for it; without memory, where it is one of ours.
+
+    Raises :class:`ModelError` for one that cannot be built here.
+    """
+    import torch
+
+    from common.models import BUILDERS, build
+
+    with torch.device("meta" if study.model.name in BUILDERS else "cpu"):
+        model = build(study, 0)
+    tensors = model.state_dict().values()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return Model(sum(parameter.numel() for parameter in model.parameters()), size / 1e6)
+
+
+def describe(
+    study: Study,
+    federation: Federation,
+    policy: Policy | PolicyError,
+    *,
+    images: Mapping[str, int] | None = None,
+    images_per_s: float | None = None,
+) -> str:
+    """What is asked, what it costs, what leaves, what that reveals, and who is in it; lines of at most 100 characters.
+
+    ``images`` are this site's labelled ones per split, where they were counted; ``images_per_s`` a measured rate of
+    training here.
+    """
+    parts = [
+        ("Study", f"{study.name}, hash {study.hash}"),
+        *_purpose(study),
+        ("Question", _question(study)),
+        ("Images", _images(study, images)),
+        *_model(study),
+        ("Work", _work(study, images, images_per_s)),
+        ("Leaves", _leaves(study)),
+        ("Stays", "Images, labels, and whatever the vault knows of patients. An error leaves as a code without text."),
+        ("Privacy", _privacy(policy)),
+        ("Coordinator", f"{federation.name}, key {federation.coordinator}. It sees what this site sends."),
+        *(("Site" if number else "Sites", f"{alias}, key {key}") for number, (alias, key) in _sites(federation)),
+        ("Expires", _expires(study, policy)),
+        *_objections(study, policy),
+    ]
+    return "\n".join(_lines(label, text) for label, text in parts)
+
+
+def _purpose(study: Study) -> Iterator[tuple[str, str]]:
+    said = study.governance
+    for label, text in (
+        ("About", study.description),
+        ("Purpose", said.purpose),
+        ("Ethics", said.ethics_reference),
+        ("Contact", said.contact),
+    ):
+        yield label, text or "The study does not say."
+
+
+def _question(study: Study) -> str:
+    names = study.class_names
+    words = _QUESTIONS[study.task].format(*names, count=len(names), all=", ".join(names))
+    return f"A model is trained that {words}."
+
+
+def _images(study: Study, images: Mapping[str, int] | None) -> str:
+    size = f"Each is brought to {study.image.size} × {study.image.size} pixels, "
+    size += "grey." if study.image.channels == 1 else "in three channels."
+    if images is None:
+        return f"{size} How many of this site's it would use was not counted."
+    counted = ", ".join(f"{images.get(split, 0)} {split}" for split in ("train", "val", "test"))
+    return f"{size} It would use {sum(images.values())} of this site's: {counted}."
+
+
+def _model(study: Study) -> Iterator[tuple[str, str]]:
+    try:
+        model = model_of(study)
+    except ModelError as error:
+        yield "Model", f"{study.model.name}; it cannot be built here: {error}"
+        return
+    rounds = study.federation.rounds
+    yield (
+        "Model",
+        f"{study.model.name} with {model.parameters:,} parameters. Its weights, {model.megabytes:.1f} MB, come in and "
+        f"go out in each of {rounds} rounds: {model.megabytes * rounds:,.0f} MB each way. Tests need them again.",
+    )
+
+
+def _work(study: Study, images: Mapping[str, int] | None, images_per_s: float | None) -> str:
+    rounds, epochs, training = study.federation.rounds, study.training.epochs, study.training
+    trained: int | None = None
+    if epochs is not None:
+        passes = f"{epochs} passes over the training images" if epochs > 1 else "one pass over the training images"
+        trained = None if images is None else images.get("train", 0) * epochs * rounds
+    else:
+        passes = f"{training.local_steps} steps of {training.batch_size} images"
+        trained = (training.local_steps or 0) * training.batch_size * rounds
+    text = f"{rounds} rounds with {passes} in each; fewer if the study stops early."
+    if trained is None:
+        return text
+    text += f" Together {trained:,} images to train on, repeats counted"
+    return f"{text}, some {_duration(trained / images_per_s)} here." if images_per_s else f"{text}."
+
+
+def _leaves(study: Study) -> str:
+    least = study.evaluation.min_cell
+    every = study.federation.evaluate_every
+    often = "after the last round" if every == 0 else "after every round" if every == 1 else f"every {every} rounds"
+    cells = (
+        f"No count of fewer than {least} patients leaves."
+        if least > 1
+        else "The study sets no smallest cell: a count may be of a single patient, and counts of a small group can be "
+        "the scores of its members."
+    )
+    return (
+        "How many labelled images there are per split. From each round the model's weights after training here, how "
+        "many images it was trained on, their mean loss, and how long it took. "
+        f"Of the tests, {often}: counts of images and patients by class and by the model's score, sums of losses, and "
+        f"sums over patients from which intervals are made. {cells}"
+    )
+
+
+def _privacy(policy: Policy | PolicyError) -> str:
+    text = (
+        "No noise is added: there is no differential privacy, and so no formal bound on what weights or counts tell of "
+        "a patient. Weights of a model can reveal whether somebody's image was trained on, and in bad cases what it "
+        "looked like, above all of small groups and of many rounds. They are not hidden from the coordinator by "
+        "secure aggregation."
+    )
+    if isinstance(policy, Policy) and policy.minimum_privacy is not None:
+        text += " This site's policy asks for more."
+    return text
+
+
+def _sites(federation: Federation) -> Iterator[tuple[int, tuple[str, str]]]:
+    return enumerate(sorted(federation.sites.items()))
+
+
+def _expires(study: Study, policy: Policy | PolicyError) -> str:
+    last = study.governance.expires
+    text = "The study names no last day." if last is None else f"The study's last day is {last}."
+    if isinstance(policy, Policy):
+        text += f" An approval ends after {policy.expires_days} days, and can be withdrawn at any time."
+    return text
+
+
+def _objections(study: Study, policy: Policy | PolicyError) -> Iterator[tuple[str, str]]:
+    if isinstance(policy, PolicyError):
+        yield "Policy", str(policy)
+        return
+    found = policy.objections(study)
+    for objection in found:
+        yield "Objection", f"{objection.text}."
+    if not found:
+        yield "Policy", "Allows all of this."
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _lines(label: str, text: str) -> str:
+    """One part, wrapped beside its label. What a study says of itself is shown without control characters."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text)
+    return textwrap.fill(
+        " ".join(plain.split()),
+        _WIDTH,
+        initial_indent=f"{label:<{_LABEL}}",
+        subsequent_indent=" " * _LABEL,
+        break_on_hyphens=False,
+    )

@@ -1,0 +1,162 @@
+"""What ``fedward site studies|show|approve|…`` does and prints; ``study_commands`` declares how it is called."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from client import memory
+from client.approvals import Approvals, Record, Verdict
+from client.home import Home
+from common.errors import DataError, FedwardError, Interrupted
+from common.study import Study
+
+
+def studies(site: Path, *, as_json: bool) -> None:
+    approvals = Approvals(_opened(site))
+    found = [(record, approvals.verdict(record)) for record in approvals.records()]
+    if as_json:
+        print(json.dumps({"studies": [_facts(*one) for one in found]}, ensure_ascii=False))
+        return
+    for record, verdict in found:
+        name, since = record.study.name, record.asked.strftime("%Y-%m-%d %H:%M")
+        print(f"{record.hash[:12]}  {verdict.state:<14}  asked {since}  {name}: {verdict.why}")
+    if not found:
+        print("no study has been asked for")
+
+
+def show(site: Path, prefix: str, *, images_per_s: float | None) -> None:
+    home = _opened(site)
+    approvals = Approvals(home)
+    record = approvals.find(prefix)
+    print(_described(home, approvals, record, images_per_s))
+    for one in record.decisions:
+        role = f" as {one.role}" if one.role and not one.rule else ""
+        print(f"{one.at.date()}   {one.kind} by {one.by}{role}{': ' + one.why if one.why else ''}")
+    print(_said(record, approvals.verdict(record)))
+
+
+def approve(site: Path, prefix: str, *, role: str, by: str, yes: bool) -> None:
+    home = _opened(site)
+    approvals = Approvals(home)
+    record = approvals.find(prefix)  # once: what is shown is what is approved, whatever comes meanwhile
+    if not yes:
+        if not sys.stdin.isatty():
+            raise DataError("read `fedward site show` first, and add --yes where nobody is there to ask")
+        print(_described(home, approvals, record, None))
+        if input(f"approve this as {role}? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise Interrupted("nothing was approved")
+    verdict = approvals.approve(record, role=role.replace("-", "_"), by=by)
+    print(f"approved by {by} as {role} for the sites {', '.join(sorted(record.federation.sites))}")
+    print(_said(record, verdict))
+
+
+def refuse(site: Path, prefix: str, *, why: str, by: str | None) -> None:
+    approvals = Approvals(_opened(site))
+    record = approvals.find(prefix)
+    print(_said(record, approvals.refuse(record, by=by or _user(), why=why)))
+
+
+def withdraw(site: Path, prefix: str, *, why: str, by: str | None) -> None:
+    approvals = Approvals(_opened(site))
+    record = approvals.find(prefix)
+    print(_said(record, approvals.withdraw(record, by=by or _user(), why=why)))
+
+
+def pause(site: Path, *, why: str, by: str | None) -> None:
+    Approvals(_opened(site)).pause(by=by or _user(), why=why)
+    print("paused: no request is answered until `fedward site resume`")
+
+
+def resume(site: Path, *, by: str | None) -> None:
+    print("resumed" if Approvals(_opened(site)).resume(by=by or _user()) else "the site was not paused")
+
+
+def audit_show(site: Path, *, last: int, as_json: bool) -> None:
+    entries = deque(_opened(site).audit.entries(), maxlen=last)
+    if as_json:
+        print(json.dumps({"entries": [vars(entry) for entry in entries]}, ensure_ascii=False))
+        return
+    for entry in entries:
+        facts = ", ".join(f"{name} {_shown(value)}" for name, value in entry.facts.items() if value not in ("", [], {}))
+        print(f"{entry.number:>6}  {entry.at}  {entry.event:<24}  {facts}")
+
+
+def audit_verify(site: Path) -> None:
+    home = _opened(site)
+    with home.vault(read_only=True) as vault:
+        seen = home.witness.seen(vault)
+        count = home.audit.verify(seen.entries, seen.head)
+    _, head = home.audit.end()
+    print(f"{count} entries, all as they were written; the last one's hash is {head}")
+
+
+def images_of(home: Home, study: Study) -> Mapping[str, int]:
+    """Labelled images per split that ``study`` would use; opens the vault, and so may ask for its passphrase."""
+    import torch
+
+    from client.site import Site
+    from client.vault.view import ViewCache
+
+    with home.vault(read_only=True) as vault:
+        site = Site(home.config, home.directory, (vault,), torch.device("cpu"), ViewCache(0), ())
+        return site.images(study)
+
+
+def _described(home: Home, approvals: Approvals, record: Record, images_per_s: float | None) -> str:
+    from client.describe import describe
+
+    images = None
+    try:
+        images = images_of(home, record.study)
+    except FedwardError as error:
+        print(f"fedward: images were not counted: {error}", file=sys.stderr)
+    return describe(record.study, record.federation, approvals.policy(), images=images, images_per_s=images_per_s)
+
+
+def _opened(site: Path) -> Home:
+    memory.protect()
+    return Home.open(site, passphrase=_passphrase)
+
+
+def _passphrase() -> str:
+    from client.cli import ask_passphrase
+
+    return ask_passphrase()
+
+
+def _user() -> str:
+    """Who is logged in here."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return f"user {os.getuid()}"
+
+
+def _said(record: Record, verdict: Verdict) -> str:
+    return f"study {record.hash[:12]} ({record.study.name}): {verdict.state}: {verdict.why}"
+
+
+def _facts(record: Record, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "study": record.hash,
+        "name": record.study.name,
+        "asked": record.asked.isoformat(),
+        "state": verdict.state,
+        "why": verdict.why,
+        "objections": [vars(one) for one in verdict.objections],
+        "missing": list(verdict.missing),
+        "until": None if verdict.until is None else verdict.until.isoformat(),
+        **record.federation.facts(),
+    }
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 64 else f"{text[:61]}..."

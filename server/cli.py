@@ -1,0 +1,129 @@
+"""What ``fedward coordinator`` does and prints about provisioning; ``commands`` declares how it is called."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import IdentityError
+from common.files import write_atomically
+from common.identity import PublicKey, Request, compare, open_document, read_file
+from common.identity.documents import MOST_BYTES
+from server.provision import Coordinator
+
+
+def init(
+    directory: Path, *, name: str, address: str, listen: str, also: Sequence[str], site_certificates: bool
+) -> None:
+    made = Coordinator.init(
+        directory, name=name, address=address, listen=listen, also=also, site_certificates=site_certificates
+    )
+    print(
+        f"coordinator of {made.config.name} in {directory}, reached at {made.config.address}\n"
+        f"fingerprint {made.key.public.fingerprint}: read it out when a site calls\n"
+        f"keep a copy of {directory} elsewhere, encrypted: with it goes the federation"
+    )
+
+
+def admit(request: Path, directory: Path, out: Path, *, fingerprint: str | None, yes: bool, again: bool) -> None:
+    coordinator, data = _compared(request, directory, out, fingerprint, yes)
+    write_atomically(out, coordinator.admit(data, again=again))
+    _tell(coordinator, out)
+
+
+def replace(request: Path, directory: Path, out: Path, *, fingerprint: str | None, yes: bool) -> None:
+    coordinator, data = _compared(request, directory, out, fingerprint, yes)
+    write_atomically(out, coordinator.replace(data))
+    _tell(coordinator, out)
+
+
+def revoke(alias: str, directory: Path, *, why: str) -> None:
+    roster = Coordinator.open(directory).revoke(alias, why=why)
+    print(f"{alias} is revoked; roster version {roster.version}, active sites: {len(roster.active)}")
+
+
+def renew(directory: Path, *, authority: bool) -> None:
+    coordinator = Coordinator.open(directory)
+    coordinator.renew(authority=authority)
+    for expiry in coordinator.expiries()[:2]:
+        print(f"{expiry.what}: {expiry.days} days")
+    print("restart `fedward coordinator up` where it runs")
+    if authority:
+        print("send every site a new kit: `fedward coordinator admit` with its request, again")
+
+
+def roster(directory: Path, *, as_json: bool) -> None:
+    coordinator = Coordinator.open(directory)
+    found, own = coordinator.roster, coordinator.key.public.fingerprint
+    days = {expiry.what: expiry.days for expiry in coordinator.expiries()}
+    server = {"authority": days.pop("authority"), "server": days.pop("server")}
+    rows = [
+        {
+            "alias": entry.alias,
+            "fingerprint": entry.public_key.fingerprint,
+            "status": entry.status,
+            "since": entry.since.isoformat(timespec="seconds"),
+            "certificate_days": days.get(entry.alias) if entry.status == "active" else None,
+        }
+        for entry in found.entries
+    ]
+    if as_json:
+        kept = {"federation": found.federation, "fingerprint": own, "version": found.version, "hash": found.hash}
+        print(json.dumps({**kept, "certificate_days": server, "sites": rows}, ensure_ascii=False))
+        return
+    print(f"{found.federation}, roster version {found.version}, hash {found.hash[:12]}")
+    print(f"coordinator {own}; certificates: authority {server['authority']} days, server {server['server']} days")
+    width = max([len(str(row["alias"])) for row in rows] + [5])
+    if rows:
+        print(f"{'alias':<{width}}  {'fingerprint':<24}  {'status':<7}  {'since':<10}  certificate days")
+    for row in rows:
+        left = "-" if row["certificate_days"] is None else row["certificate_days"]
+        print(
+            f"{row['alias']:<{width}}  {row['fingerprint']:<24}  {row['status']:<7}  {str(row['since'])[:10]}  {left}"
+        )
+    for expiry in coordinator.expiring():
+        print(f"{expiry.what}: {expiry.days} days left; run `{expiry.remedy}`", file=sys.stderr)
+
+
+def _compared(request: Path, directory: Path, out: Path, typed: str | None, yes: bool) -> tuple[Coordinator, bytes]:
+    """The coordinator and the request's bytes, once somebody has vouched for its key."""
+    coordinator = Coordinator.open(directory)
+    _check_target(out)
+    data = read_file(request, "join-request", most=MOST_BYTES)
+    asked, key = coordinator.read_request(data)
+    _show(asked, key, coordinator)
+    compare(asked.alias, key, typed, yes=yes, ask=_ask if sys.stdin.isatty() else None)
+    return coordinator, data
+
+
+def _show(asked: Request, key: PublicKey, coordinator: Coordinator) -> None:
+    print(f"alias       {asked.alias}\nfingerprint {key.fingerprint}", flush=True)
+    old, known = asked.predecessor(key), coordinator.roster.of_alias(asked.alias)
+    if known is not None and known.public_key != key:
+        print(f"known as    {known.public_key.fingerprint} ({known.status})", flush=True)
+    if old is not None:
+        trusted = known is not None and known.public_key == old and known.status == "active"
+        print(f"vouched by  {old.fingerprint}, {'its present key' if trusted else 'not its present key'}", flush=True)
+
+
+def _check_target(out: Path) -> None:
+    """A kit may be written over a kit, and over nothing else."""
+    if out.exists():
+        try:
+            open_document("join-kit", read_file(out, "join-kit", most=MOST_BYTES))
+        except IdentityError:
+            raise IdentityError(f"{out} exists and is no join-kit; choose another --out") from None
+
+
+def _ask(question: str) -> bool:
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _tell(coordinator: Coordinator, out: Path) -> None:
+    print(
+        f"kit {out}: send it to the site, by mail if you like; it holds no secret\n"
+        f"they will call and compare your fingerprint: {coordinator.key.public.fingerprint}"
+    )

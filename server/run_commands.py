@@ -1,0 +1,89 @@
+"""``fedward coordinator up|launch|status|…``: running a federation. Attached to ``fedward coordinator``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.commands import HERE, Directory
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+RunName = Annotated[str | None, typer.Argument(metavar="RUN", help="A run's name. Default: the latest that fits.")]
+
+
+@app.command()
+def up(
+    directory: Directory = HERE,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run that was interrupted, from its checkpoint.")
+    ] = False,
+    patience: Annotated[
+        float, typer.Option(min=0.0, help="Seconds to wait for the others once the quorum has approved.")
+    ] = 300.0,
+) -> None:
+    """Open the door to the sites on the roster, and carry out what is launched. Ends with Ctrl-C or SIGTERM."""
+    from server import run_cli
+
+    run_cli.up(directory, resume=resume, patience_s=patience)
+
+
+@app.command()
+def launch(
+    study: Annotated[Path, typer.Argument(help="Study file.")],
+    directory: Directory = HERE,
+) -> None:
+    """Put a study before the sites; it begins when their people have approved it."""
+    from server import run_cli
+
+    run_cli.launch(study, directory)
+
+
+@app.command()
+def status(directory: Directory = HERE, as_json: Json = False) -> None:
+    """Say what is going on: sites, approvals, the run and its round, certificates."""
+    from server import run_cli
+
+    run_cli.status(directory, as_json=as_json)
+
+
+@app.command()
+def stop(run: RunName = None, directory: Directory = HERE) -> None:
+    """Stop a run after the message at hand; `resume` goes on."""
+    from server import run_cli
+
+    run_cli.stop(run, directory)
+
+
+@app.command()
+def resume(run: RunName = None, directory: Directory = HERE) -> None:
+    """Go on with a run that was stopped, interrupted or failed, from its checkpoint."""
+    from server import run_cli
+
+    run_cli.resume(run, directory)
+
+
+@app.command()
+def logs(
+    run: RunName = None,
+    directory: Directory = HERE,
+) -> None:
+    """Print a run's events, one JSON object a line."""
+    from server import run_cli
+
+    run_cli.logs(run, directory)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="Folder to write to; must not exist.")],
+    run: Annotated[str | None, typer.Option(help="A run's name. Default: the latest finished one.")] = None,
+    directory: Directory = HERE,
+) -> None:
+    """Copy a finished run's model, card and results."""
+    from server import run_cli
+
+    run_cli.export(out, run, directory)

@@ -1,0 +1,151 @@
+"""A real federation: coordinator and hospitals as processes, approvals, kills; the same numbers as in simulation."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client import upkeep
+from common.study import Study
+from common.weights import load
+from server.app import train
+from server.events import EventLog
+from server.rounds import Link
+from simulations.engine import InProcessGrid
+from tests.integration.federation_fixtures import STUDY, Federation, federation, wait_for
+
+SITES = ("east", "north", "west")
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    with federation(tmp_path_factory.mktemp("federation"), SITES) as made:
+        yield made
+
+
+def weights_of(run: Path) -> dict[str, np.ndarray]:
+    (path,) = run.glob("*.safetensors")
+    return dict(load(path)[0] if isinstance(load(path), tuple) else load(path))
+
+
+@pytest.mark.slow
+def test_a_study_waits_for_people_trains_and_gives_the_simulations_numbers(three: Federation, tmp_path: Path) -> None:
+    three.up()
+    for alias in SITES:
+        three.agent(alias)
+    name = three.launch()
+    three.approve(name, "east", "north")
+    wait_for(
+        lambda: (
+            {event["site"]: event["answer"] for event in three.events(name) if event["event"] == "site-answer"}
+            == {"east": "ready", "north": "ready", "west": "approval-pending"}
+        ),
+        "two of three to be ready",
+        three,
+    )
+    assert three.facts(name)["state"] == "waiting"
+    three.approve(name, "west")
+    assert three.state(name, "finished", "failed")["state"] == "finished", three.facts(name)
+    assert three.facts(name)["sites"] == list(SITES)
+    # The same study over the same vaults, in one process.
+    study = Study.parse(STUDY)
+    simulated = tmp_path / "simulated"
+    simulated.mkdir()
+    with contextlib.closing(InProcessGrid([three.folder / alias for alias in SITES])) as grid:
+        train(Link(grid, EventLog()), study, dict(zip(SITES, grid.get_node_ids(), strict=True)), simulated, tmp_path)
+    results = [json.loads((path / "results.json").read_text()) for path in (three.run(name), simulated)]
+    assert results[0]["arms"]["federated"]["test"] == results[1]["arms"]["federated"]["test"]
+    models = [sorted(path.glob("*.safetensors"))[0].read_bytes() for path in (three.run(name), simulated)]
+    assert models[0] == models[1], "other weights than in simulation"
+    # What left is on record at each site.
+    for alias in SITES:
+        home = three.home(alias)
+        home.audit.verify()
+        sent = Counter(entry.facts["kind"] for entry in home.audit.entries() if entry.event == "reply")
+        assert sent["train.fit"] == 4
+        assert upkeep.verify(home).images == 120
+    for alias in SITES:
+        assert three.end(alias) == 0
+    assert three.end("coordinator") == 0
+
+
+@pytest.mark.slow
+def test_kills_change_no_number(three: Federation, tmp_path: Path) -> None:
+    """An agent and the coordinator killed in the middle of rounds; nothing is trained or counted twice."""
+    text = STUDY.replace("name: tiny", "name: killed")
+    three.up()
+    for alias in SITES:
+        three.agent(alias, slow=0.4)
+    name = three.launch(text)
+    three.approve(name, *SITES)
+    wait_for(lambda: three.rounds(name) >= 1, "a round", three)
+    three.end("north", signal.SIGKILL)
+    three.agent("north", slow=0.4)
+    wait_for(lambda: three.rounds(name) >= 2, "another round", three)
+    three.end("coordinator", signal.SIGKILL)
+    three.up("resume")
+    assert three.state(name, "finished", "failed", "stopped")["state"] == "finished", three.facts(name)
+    rounds = [event["round"] for event in three.events(name) if event["event"] == "round"]
+    assert sorted(set(rounds)) == [1, 2, 3, 4]
+    before = next(run for run in three.run(name).parent.iterdir() if run.name.endswith("-tiny"))
+    results = [json.loads((path / "results.json").read_text()) for path in (three.run(name), before)]
+    assert results[0]["arms"]["federated"]["test"] == results[1]["arms"]["federated"]["test"]
+    study = Study.parse(text).hash
+    for alias in SITES:
+        entries = [entry.facts for entry in three.home(alias).audit.entries() if entry.event == "reply"]
+        trained = Counter(
+            facts["round"] for facts in entries if facts["study"] == study and facts["kind"] == "train.fit"
+        )
+        assert set(trained.values()) == {1}, (alias, trained)
+    for alias in (*SITES, "coordinator"):
+        three.end(alias)
+
+
+@pytest.mark.slow
+def test_a_site_that_refuses_withdraws_or_is_revoked(three: Federation) -> None:
+    three.up()
+    for alias in SITES:
+        three.agent(alias, slow=0.3)
+    # West refuses: with a quorum of all, nothing begins, and the reason is told.
+    name = three.launch(STUDY.replace("name: tiny", "name: refused"))
+    three.approve(name, "east", "north")
+    approvals, record = three.record("west", name)
+    approvals.refuse(record, by="Bob", why="not our patients")
+    approvals.close()
+    facts = three.state(name, "failed")
+    assert "west: approval-refused" in facts["why"]
+    assert "not our patients" not in three.log("coordinator"), "the words stay at the site"
+    # With two of three enough: west withdraws in mid-run and the others go on.
+    text = STUDY.replace("name: tiny", "name: most").replace("rounds: 4", "rounds: 4, quorum: 0.6")
+    name = three.launch(text)
+    three.approve(name, *SITES)
+    wait_for(lambda: three.rounds(name) >= 1, "a round", three)
+    approvals, record = three.record("west", name)
+    approvals.withdraw(record, by="Bob")
+    approvals.close()
+    assert three.state(name, "finished", "failed")["state"] == "finished", three.facts(name)
+    last = [event for event in three.events(name) if event["event"] == "round"][-1]
+    assert last["sites"]["west"]["status"] == "declined: study-withdrawn"
+    assert last["sites"]["east"]["status"] == "ok"
+    # Revoked: shut out while everything runs.
+    three.coordinator.revoke("west")
+    wait_for(lambda: "refused" in three.log("west").lower(), "west to be shut out", three)
+    for alias in (*SITES, "coordinator"):
+        three.end(alias)
+
+
+def test_a_site_that_has_not_joined_says_how(tmp_path: Path) -> None:
+    from client.agent import run
+    from client.home import Home
+    from common.errors import IdentityError
+
+    home = Home.init(tmp_path / "alone", alias="alone", synthetic=True)
+    with pytest.raises(IdentityError, match="join"):
+        run(home, stop=__import__("threading").Event())
