@@ -38,10 +38,9 @@ app = typer.Typer(
 )
 study_app = typer.Typer(help="Check and describe study files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(study_app, name="study")
-for _whole, _parts in ((site_app, (join_app, decide_app, agent_app)), (coordinator_app, (run_app,))):
-    for _part in _parts:
-        _whole.registered_commands += _part.registered_commands
-        _whole.registered_groups += _part.registered_groups
+for _part in (join_app, decide_app, agent_app):  # without a name: their commands become those of `site`
+    site_app.add_typer(_part)
+coordinator_app.add_typer(run_app)
 app.add_typer(site_app, name="site")
 app.add_typer(coordinator_app, name="coordinator")
 

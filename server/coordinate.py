@@ -60,13 +60,13 @@ class Running:
         self._run: _Run | None = None
 
     def run(self, *, stop: threading.Event, resume: bool = False) -> None:
-        """Serve until ``stop``. Runs that a killed process left are marked, and queued again with ``resume``."""
+        """Serve until ``stop``. Runs that a killed process left are marked; ``resume`` queues such runs again."""
         at = self._coordinator.clock()
         for folder in all_runs(self._coordinator.runs):
             if folder.state in UNFINISHED:
-                folder.turn("interrupted", at, why="the coordinator was stopped or killed")
-                if resume:
-                    folder.resume(at)
+                folder.turn("interrupted", at, why="the coordinator was killed")
+            if resume and folder.state == "interrupted":
+                folder.resume(at)
         self._follow_roster()
         with self.fleet:
             logger.info("listening on %s, port %d", self._coordinator.config.listen, self.fleet.port)

@@ -11,19 +11,14 @@ import numpy as np
 import pytest
 
 from client.approvals import Approvals, Federation
-from client.commands import app as site_app
 from client.home import Home
 from client.policy import POLICY_FILE, TEMPLATE
-from client.study_commands import app as study_app
 from common.study import Study
 from tests.integration.commandline import STUDY, command, refused
 
 WANTED = Study.parse(STUDY).derive(**{"evaluation.min_cell": 10})
 OURS = Federation("ABCD-EFGH-JKMN-PQRS", "Thorax", {"north": "1111-2222", "south": "3333-4444"}, "r1")
 HASH = WANTED.hash[:8]
-
-if all(group.typer_instance is not study_app for group in site_app.registered_groups):
-    site_app.add_typer(study_app)
 
 
 @pytest.fixture(scope="module")
