@@ -8,7 +8,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,13 @@ from typing import Any
 
 from client import memory
 from client.home import READINESS, REJECTED, Home
-from client.ingest.importer import HARMLESS, Importer, Sheets, Summary
-from client.ingest.kinds import Reason
+from client.ingest.import_reasons import HARMLESS, STILL_HERE
+from client.ingest.importer import Importer, Sheets
+from client.ingest.kinds import Reason, Rules
+from client.ingest.labels import LabelSheet
 from client.ingest.sources import Found, discover
-from common.errors import DataError, FedwardError, ImportRefused, Interrupted, KeyUnavailable
+from client.ingest.summary import Summary
+from common.errors import DataError, FedwardError, ImportRefused, Interrupted, KeyUnavailable, VaultError
 from common.files import write_atomically
 
 _PROGRESS_S = 1.0
@@ -43,8 +46,8 @@ class Given:
 
     @property
     def files(self) -> list[Path]:
-        """Those that may lie among the images."""
-        return [path for path in (self.labels, self.opt_out, self.boxes) if path is not None]
+        """Those, and the folder, that may lie among the images."""
+        return [path for path in (self.labels, self.opt_out, self.boxes, self.masks) if path is not None]
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,12 @@ def init(directory: Path, *, name: str | None, key: str, compression: str, synth
 def import_(site: Path, sources: Sequence[Path], given: Given, *, workers: int, as_json: bool) -> None:
     home = opened(site)
     rules, ignored = home.config.rules, given.files
-    sheets = open_sheets(given, sources)
-    progress = Progress(sum(1 for _ in discover(sources, rules, ignored=ignored)), quiet=as_json)
+    if given.masks and any(source.resolve().is_relative_to(given.masks.resolve()) for source in sources):
+        raise DataError(f"{given.masks} holds the images, not only masks; put the masks into a folder of their own")
+    sheets = open_sheets(given, rules)
+    progress = Progress(sheets.masks.look_at(discover(sources, rules, ignored=ignored)), quiet=as_json)
     with importing(home, sheets, progress, workers=workers, as_json=as_json) as importer:
-        importer.run(discover(sources, rules, ignored=ignored))
+        importer.run(sheets.masks.images(discover(sources, rules, ignored=ignored)))
 
 
 @contextmanager
@@ -125,6 +130,7 @@ def importing(home: Home, sheets: Sheets, progress: Progress, *, workers: int, a
     from client.ingest.readiness import write_readiness
 
     stopped: FedwardError | None = None
+    outcome = "failed"
     with home.exclusive(), home.vault() as vault:
         importer = Importer(
             vault,
@@ -137,47 +143,62 @@ def importing(home: Home, sheets: Sheets, progress: Progress, *, workers: int, a
             told=progress.tell,
         )
         summary = importer.summary
+        usable = True
         try:
             with importer:
                 yield importer
+            outcome = "done"
         except KeyboardInterrupt:
             stopped = Interrupted("the import was stopped; what is in the vault stays, the same command goes on")
-        except DataError as error:  # a PACS that went away; what is wrong with the vault itself ends it here
+            outcome = "stopped"
+        except DataError as error:  # a PACS that went away
             stopped = error
-        finally:
+            outcome = "stopped"
+        except VaultError:  # a full disk, a damaged vault: sealing it would hide what is wrong
+            usable = False
+            raise
+        finally:  # whatever has gone wrong, what was committed is on record
             progress.end()
-        write_rejected(home, summary.rejected)
-        facts = {**summary.facts(), "stopped": stopped is not None, "generation": vault.generation}
-        home.record("import", facts)
-        home.seal(vault)
+            if usable:
+                write_rejected(home, [*summary.rejected, *((f"#{row}", STILL_HERE) for row in summary.withheld_rows)])
+                facts = {**summary.facts(), "outcome": outcome, "generation": vault.generation}
+                home.record("import", facts)
+                home.seal(vault)
         _print_summary(home, summary, sheets, as_json=as_json)
         write_readiness(home.reports / READINESS, vault, summary, sheets.labels)
     if not as_json:
         print(f"report: {home.reports / READINESS}")
     if stopped is not None:
         raise stopped
-    if summary.refused:
-        raise ImportRefused(
-            f"{summary.refused} images or files were refused; {home.reports / REJECTED} lists each with its remedy"
+    problems = []
+    if summary.withheld_rows:
+        problems.append(
+            f"{len(summary.withheld_rows)} images in the vault are withheld by the opt-out list: erase their patients "
+            "with `fedward site erase`"
         )
+    if summary.refused:
+        problems.append(f"{summary.refused} images or files were refused")
+    if problems:
+        raise ImportRefused(f"{'; '.join(problems)}; {home.reports / REJECTED} lists each with its remedy")
 
 
-def open_sheets(given: Given, sources: Sequence[Path]) -> Sheets:
+def open_sheets(given: Given, rules: Rules) -> Sheets:
     """Read all that the operator gave. Raises :class:`DataError` before any image is touched."""
     from client.ingest.boxes import BoxSheet
     from client.ingest.consent import OptOut
+    from client.ingest.masks import MaskFiles
 
+    labels = None if given.labels is None else open_labels(given)
     return Sheets(
-        labels=None if given.labels is None else open_labels(given),
+        labels=labels,
         opt_out=None if given.opt_out is None else OptOut.load(given.opt_out),
         boxes=None if given.boxes is None else BoxSheet.load(given.boxes),
-        masks=mask_finder(given.masks, sources),
+        masks=MaskFiles(given.masks, labels.masks() if labels else (), rules),
     )
 
 
-def open_labels(given: Given) -> Any:
+def open_labels(given: Given) -> LabelSheet:
     """The label sheet."""
-    from client.ingest.labels import LabelSheet
     from client.ingest.readers import Readers
 
     assert given.labels is not None
@@ -193,35 +214,6 @@ def open_labels(given: Given) -> Any:
             disagreement="exclude" if given.disagreement == "exclude" else "refuse",
         )
     return LabelSheet.load(given.labels, label_columns=given.label_columns, readers=readers, worksheet=given.worksheet)
-
-
-def mask_finder(folder: Path | None, sources: Sequence[Path]) -> Callable[[str, str], Found | None]:
-    """Where an image's mask is: in ``folder`` under the image's own name, else where the label sheet says.
-
-    A sheet's names are relative to a source folder. Suffixes need not agree: a PNG may have an NPZ mask.
-    """
-    by_stem: dict[str, Path] = {}
-    if folder is not None:
-        if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder of masks; check --masks")
-        by_stem = {
-            _stem(path.relative_to(folder).as_posix()): path for path in sorted(folder.rglob("*")) if path.is_file()
-        }
-    roots = [source for source in sources if source.is_dir()]
-
-    def find(name: str, said: str) -> Found | None:
-        path = by_stem.get(_stem(name)) or by_stem.get(_stem(name.rpartition("/")[2]))
-        if path is None and said:
-            path = next((root / said for root in roots if (root / said).is_file()), None)
-        return None if path is None else Found(path.name, path.read_bytes)
-
-    return find
-
-
-def _stem(name: str) -> str:
-    base = name.removesuffix(".gz")
-    head, dot, _ = base.rpartition(".")
-    return head if dot and "/" not in base[len(head) :] else base
 
 
 def write_rejected(home: Home, rejected: Iterable[tuple[str, Reason]]) -> None:
@@ -274,12 +266,17 @@ def _print_summary(home: Home, summary: Summary, sheets: Sheets, *, as_json: boo
     print(f"{summary.images} images added from {summary.files} files in {summary.seconds:.1f} s ({rate:.0f} files/s)")
     for count, words in (
         (summary.known, "files were in the vault already"),
+        (
+            summary.other_labels,
+            "of them are labelled otherwise on this sheet; `fedward site label` lays it over the vault",
+        ),
         (summary.duplicates, "duplicates left out"),
         (summary.withheld, "images left out: consent withheld, or erased"),
         (summary.unlabelled, "images without labels; `fedward site label` can add them"),
         (summary.anonymous, "images of unknown patients: each file counts as a patient"),
         (summary.masks, "masks"),
         (summary.refused, f"refused: {home.reports / REJECTED}"),
+        (len(summary.withheld_rows), "images in the vault are withheld by the opt-out list: erase their patients"),
     ):
         if count:
             print(f"{count:>7} {words}")
@@ -294,8 +291,17 @@ def label(site: Path, given: Given) -> None:
     from client import upkeep
 
     sheet = open_labels(given)
-    changed, met = upkeep.label(opened(site), sheet)
-    print(f"{changed} images changed, {met} named by the sheet")
+    done = upkeep.label(opened(site), sheet)
+    print(f"{len(done.changed)} images changed, {done.met} named by the sheet")
+    for reason, count in sorted(done.refused.items(), key=lambda pair: pair[0].code):
+        print(f"{count:>7} refused ({reason.code}): {reason.reason}; {reason.remedy}")
+    problems = []
+    if done.erased:
+        problems.append(f"{done.erased} images turn out to be of erased patients: `fedward site erase` those once more")
+    if done.refused:
+        problems.append(f"{done.refused.total()} images named by the sheet keep what they have")
+    if problems:
+        raise ImportRefused("; ".join(problems))
 
 
 def info(site: Path, *, as_json: bool) -> None:
@@ -438,7 +444,7 @@ def pull(site: Path, pacs: str, wanted: Wanted, login: Login, given: Given, *, w
     progress = Progress(None, quiet=as_json)
     with (
         Pacs.connect(pacs, read_login(login), home.config.rules) as server,
-        importing(home, open_sheets(given, []), progress, workers=workers, as_json=as_json) as importer,
+        importing(home, open_sheets(given, home.config.rules), progress, workers=workers, as_json=as_json) as importer,
     ):
         importer.run(server.find(query, importer.has))
 
@@ -471,7 +477,7 @@ def receive(
     home = opened(site)
     progress = Progress(None, quiet=False)
     with (
-        importing(home, open_sheets(given, []), progress, workers=1, as_json=False) as importer,
+        importing(home, open_sheets(given, home.config.rules), progress, workers=1, as_json=False) as importer,
         Receiver(host, port, title=title, callers=callers, rules=home.config.rules) as receiver,
     ):
         print(f"listening on {host}:{receiver.port} as {title}; Ctrl-C ends", file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from typing import Any
 from client.home import STUDY_USED, Home, Passphrase, once
 from client.ingest.labels import LabelSheet
 from client.ingest.pseudonyms import Pseudonyms
-from client.ingest.relabel import finder
+from client.ingest.relabel import Relabelled, relabelled
 from client.vault.keys import prepare, provider
 from client.vault.store import PIXELS
 from common.errors import DataError, KeyUnavailable, VaultError
@@ -160,43 +160,23 @@ def studies_since(home: Home, generation: int) -> list[Mapping[str, Any]]:
     return [facts for facts in used if facts["generation"] >= generation]
 
 
-def label(home: Home, sheet: LabelSheet) -> tuple[int, int]:
-    """Give images in the vault the labels and the split that a sheet says; how many changed, and how many it met.
+def label(home: Home, sheet: LabelSheet) -> Relabelled:
+    """Give images in the vault the labels, the split and, where it was unknown, the patient that a sheet says.
 
-    Images that the sheet does not name keep what they have. A patient keeps one split: a sheet that gives only some
-    of a patient's images another is refused.
+    Images that the sheet does not name keep what they have, and so do those of which it is not certain that a row means
+    them. A patient keeps one split: a sheet that gives only some of a patient's images another is refused.
     """
     with home.exclusive(), home.vault() as vault:
         vault.migrate()
-        find = finder(sheet, Pseudonyms(vault.secret))
-        splits: dict[str, set[str]] = {}
-        changed, met = [], 0
-        for row in vault.each():
-            said = find(row.keys, row.patient)
-            after = row
-            if said is not None:
-                met += 1
-                after = replace(
-                    row,
-                    labels={**row.labels, **said.labels},
-                    split=said.split or row.split,
-                    attributes={**said.attributes, **row.attributes},
-                )
-            splits.setdefault(row.patient, set()).add(after.split)
-            if after != row:
-                changed.append(after)
-        torn = sum(len(found) > 1 for found in splits.values())
-        if torn:
-            raise DataError(
-                f"the sheet puts images of {torn} patients into two splits; give all of a patient's the same"
-            )
+        done = relabelled(vault, sheet, home.config.split)
         with vault.changing() as change:
-            for row in changed:
+            for row in done.changed:
                 change.replace(row)
         home.witness.note(vault)
-        home.record("labelled", {"met": met, "changed": len(changed)})
+        facts = {"met": done.met, "changed": len(done.changed), "refused": done.refused.total(), "erased": done.erased}
+        home.record("labelled", facts)
         home.seal(vault)
-    return len(changed), met
+    return done
 
 
 def rotate_key(

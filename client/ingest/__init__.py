@@ -17,7 +17,10 @@
 ``consent``, ``boxes``,   later
 ``relabel``
 ``quality``               how an image looks, and whether it looks odd
-``importer``              the order of it all: resumable, idempotent, one bad study stops nothing
+``known``                 what the vault holds, as far as an import must know it
+``masks``                 which file is whose mask, and how masks come to lie on images
+``importer``, ``summary`` the order of it all: resumable, idempotent, one bad study stops nothing; what it did
+``import_reasons``        why it left an image out
 ``pacs``, ``receive``     DICOMweb and C-STORE
 ``readiness``             the report on what came in
 ========================  =====================================================================

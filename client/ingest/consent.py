@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.ingest.kinds import Identity
-from client.ingest.labels import SPELLINGS, normal_id
+from client.ingest.labels import SPELLINGS, folded
+from client.ingest.pseudonyms import Pseudonyms
 from common.errors import DataError
 from common.sheet import Sheet
 
@@ -21,7 +22,7 @@ class OptOut:
     """Who is withheld. ``repr`` shows nobody."""
 
     patients: frozenset[str] = field(default=frozenset(), repr=False)
-    """As :func:`_folded`."""
+    """As :func:`folded`."""
     accessions: frozenset[str] = field(default=frozenset(), repr=False)
 
     @classmethod
@@ -46,9 +47,9 @@ class OptOut:
                     "write one id a line, or name the columns"
                 )
             meanings = {"patient": sheet.columns[0]}
-            found["patient"].add(_folded(sheet.columns[0]))
+            found["patient"].add(folded(sheet.columns[0]))
         for line, cells in sheet.rows(list(meanings.values())):
-            ids = {key: _folded(cells[column]) for key, column in meanings.items()}
+            ids = {key: folded(cells[column]) for key, column in meanings.items()}
             if not any(ids.values()):
                 raise DataError(f"{sheet.name} line {line}: neither patient nor accession; fill one in or remove it")
             for key, value in ids.items():
@@ -59,16 +60,18 @@ class OptOut:
         """Different patients and examinations on the list."""
         return len(self.patients) + len(self.accessions)
 
-    def withheld(self, identity: Identity, patient: str = "") -> bool:
-        """Whether an image must not be imported; ``patient`` is what a label sheet says of it.
+    def withheld(self, identity: Identity, patient: str = "", accession: str = "") -> bool:
+        """Whether an image must not be imported; ``patient`` and ``accession`` are what a label sheet says of it.
 
         An image of which nobody knows the patient can be on no list: the importer must say how many those are.
         """
-        ids = {_folded(identity.patient), _folded(patient)}
-        return not self.patients.isdisjoint(ids - {""}) or _folded(identity.accession) in self.accessions
+        return self.listed(identity.patient, identity.accession) or self.listed(patient, accession)
 
+    def listed(self, patient: str, accession: str) -> bool:
+        """Whether that patient or examination is on the list; an empty one never is."""
+        return folded(patient) in self.patients or folded(accession) in self.accessions
 
-def _folded(text: str) -> str:
-    """An id as this list compares it."""
-    text = normal_id(text).casefold()
-    return text.lstrip("0") or "0" if text.isdecimal() else text
+    def pseudonymous(self, pseudonyms: Pseudonyms) -> frozenset[str]:
+        """Those of the list's patients and examinations, to be looked for in a vault."""
+        accessions = (pseudonyms.identifier("accession", number) for number in self.accessions)
+        return frozenset([*map(pseudonyms.patient, self.patients), *accessions])

@@ -11,112 +11,58 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from client.ingest.boxes import BoxSheet, fitted
 from client.ingest.child import Role
 from client.ingest.consent import OptOut
+from client.ingest.import_reasons import (
+    BLANK,
+    ERASED,
+    HARMLESS,
+    MASK_UNCLEAR,
+    NO_IMAGE,
+    NO_PATIENT,
+    NOT_STORABLE,
+    OTHER_PATIENT,
+    OTHER_PERSON,
+    SAID_TWICE,
+    SAME_FILE,
+    SAME_OBJECT,
+    SAME_PIXELS,
+    TOO_MUCH,
+    TWO_SPLITS,
+    UNKNOWN,
+    WITHHELD,
+)
 from client.ingest.kinds import Decoded, Identity, Picture, Reason, Refused, Rules
+from client.ingest.known import Image, Known, part_name
 from client.ingest.labels import Labelled, LabelSheet, normal_id
+from client.ingest.masks import MaskFile, MaskFiles, MaskWriter
+from client.ingest.masks import fitted as fitted_mask
 from client.ingest.pool import Job, Pool
 from client.ingest.pseudonyms import Pseudonyms
 from client.ingest.quality import measure
+from client.ingest.relabel import Overlay
 from client.ingest.sources import Found
-from client.vault.records import Box, Record, Row, pixel_digest
+from client.ingest.summary import Summary
+from client.vault.records import Box, Record, Row, checked, encode_meta, pixel_digest, row_of
 from client.vault.store import Vault
+from common.errors import DataError
 
-SAME_FILE = Reason("duplicate-file", "duplicate", "the same file under another name", "nothing: it is there once")
-SAME_OBJECT = Reason("duplicate-object", "duplicate", "the same SOP instance once more", "nothing: it is there once")
-SAME_PIXELS = Reason(
-    "duplicate-pixels",
-    "duplicate",
-    "the same pixels as another image of this patient",
-    "nothing: they are there once",
-)
-OTHER_PATIENT = Reason(
-    "duplicate-patient",
-    "labels",
-    "the same pixels as another patient's image",
-    "find out whose they are; leave the other one out or `fedward site erase` it",
-)
-WITHHELD = Reason("withheld", "consent", "the patient is on the opt-out list", "nothing: the image stays out")
-ERASED = Reason("erased", "consent", "the patient was erased from this vault", "nothing: the image stays out")
-UNKNOWN = Reason(
-    "unknown-patient",
-    "deidentify",
-    "nobody says whose image it is, so it cannot be held against the opt-out list",
-    "name its patient on the label sheet, or leave the list out",
-)
-NO_PATIENT = Reason("no-patient", "deidentify", "a DICOM object without a patient's number", "enter it in the PACS")
-BLANK = Reason("blank-image", "pixels", "all pixels have one value", "leave it out")
-TWO_SPLITS = Reason(
-    "two-splits", "labels", "another split than the patient's images in the vault", "correct the sheet's split column"
-)
-NO_IMAGE = Reason("mask-without-image", "labels", "a mask whose image is not in the vault", "import its image too")
-MASK_SHAPE = Reason("mask-shape", "labels", "a mask of another shape than its image", "draw it on the image's pixels")
-HARMLESS = ("duplicate", "consent")
-"""Stages that leave an import's exit code 0: what should be in the vault is there."""
+__all__ = ["HARMLESS", "SAME_FILE", "SAME_OBJECT", "WITHHELD", "Importer", "Sheets", "Summary"]
 
 _IDENTIFIERS = ("sop", "study", "series", "accession")
+_LATEST = 2**53  # a generation as long as any will be written
 COMMIT_BYTES = 64 * 2**20
 COMMIT_S = 5.0
-
-
-@dataclass
-class Summary:
-    """What an import did."""
-
-    files: int = 0
-    read_bytes: int = 0
-    images: int = 0
-    unlabelled: int = 0
-    """Of ``images``, those without any label."""
-    anonymous: int = 0
-    """Of ``images``, those whose patient is unknown: each file counts as a patient of its own."""
-    known: int = 0
-    """Files that were in the vault already."""
-    masks: int = 0
-    seconds: float = 0.0
-    rejected: list[tuple[str, Reason]] = field(default_factory=list)
-    """Pseudonym of the file's name, and why."""
-    warnings: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def refused(self) -> int:
-        """Files or images that should have come in and did not."""
-        return sum(reason.stage not in HARMLESS for _, reason in self.rejected)
-
-    @property
-    def duplicates(self) -> int:
-        return sum(reason.stage == "duplicate" for _, reason in self.rejected)
-
-    @property
-    def withheld(self) -> int:
-        return sum(reason.stage == "consent" for _, reason in self.rejected)
-
-    def facts(self) -> dict[str, Any]:
-        """Counts for the audit log and ``--json``."""
-        return {
-            "files": self.files,
-            "images": self.images,
-            "unlabelled": self.unlabelled,
-            "anonymous": self.anonymous,
-            "known": self.known,
-            "masks": self.masks,
-            "refused": self.refused,
-            "duplicates": self.duplicates,
-            "withheld": self.withheld,
-            "reasons": dict(sorted(Counter(reason.code for _, reason in self.rejected).items())),
-            "warnings": dict(sorted(self.warnings.items())),
-        }
 
 
 @dataclass(frozen=True)
@@ -126,8 +72,7 @@ class Sheets:
     labels: LabelSheet | None = None
     opt_out: OptOut | None = None
     boxes: BoxSheet | None = None
-    masks: Callable[[str, str], Found | None] = field(default=lambda name, mask: None, repr=False)
-    """The mask file of an image file, by the image's name and what the label sheet calls its mask (or empty)."""
+    masks: MaskFiles = field(default_factory=MaskFiles, repr=False)
 
 
 @dataclass(frozen=True)
@@ -140,6 +85,17 @@ class _Origin:
     read: Callable[[], bytes] = field(repr=False)
     file: str = field(repr=False)
     """``name`` where it is a file's, else empty."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Mask:
+    """A file of masks, to be read when all images are in."""
+
+    origin: _Origin
+    read: Callable[[], bytes] = field(repr=False)
+    role: Role
+    file: MaskFile | None = None
+    """Where it is an image file's; else a segmentation object."""
 
 
 class Importer:
@@ -169,17 +125,19 @@ class Importer:
         self._clock = clock
         self._pseudonyms = Pseudonyms(vault.secret)
         self._tombstones = vault.tombstones
-        self._files: dict[str, str] = {}  # source -> file, of every image in the vault
-        self._digests: dict[str, str] = {}  # pixels -> patient
-        self._places: set[str] = set()
-        self._objects: set[str] = set()
-        self._splits: dict[str, str] = {}
+        self._known = Known(vault)
+        self._overlay = Overlay(sheets.labels, self._pseudonyms) if sheets.labels else None
+        withheld = sheets.opt_out.pseudonymous(self._pseudonyms) if sheets.opt_out else frozenset()
         for row in vault.each():
-            self._remember(row.keys, row.digest, row.patient, row.split)
+            self._known.remember(row)
+            if sheets.opt_out and self._is_withheld(row, withheld, sheets.opt_out):
+                self.summary.withheld_rows.append(row.id)
+        self._fresh: set[str] = set()  # files that came in with this run
         self._pending: list[Record] = []
         self._pending_bytes = 0
         self._since = clock()
-        self._masks: list[tuple[_Origin, Callable[[], bytes], Role]] = []
+        self._masks: list[_Mask] = []
+        self._writer = MaskWriter(vault, self.summary, committed)
 
     def __enter__(self) -> Self:
         return self
@@ -197,6 +155,7 @@ class Importer:
         """
         start = self._clock()
         self._since = start
+        self._fresh.clear()
         try:
             try:
                 for origin, decoded in self._decoded(self._jobs(found)):
@@ -213,7 +172,7 @@ class Importer:
 
     def has(self, sop: str) -> bool:
         """Whether the DICOM object of that SOP Instance UID is in the vault."""
-        return self._pseudonyms.of("sop", normal_id(sop)) in self._objects
+        return self._known.has_object(self._pseudonyms.identifier("sop", sop))
 
     def reference(self, name: str) -> str:
         """How a file is called in lists: 12 digits that only this site can trace back."""
@@ -228,19 +187,42 @@ class Importer:
                 self.summary.read_bytes += len(content)
                 source = self._pseudonyms.of("source", hashlib.sha256(content).digest())
                 origin = replace(origin, source=source)
-                if self._is_known(origin):
-                    self.summary.known += 1
-                    self._expect_mask(origin, self._mask_said(origin.file))
-                else:
+                if not self._is_known(origin):
                     yield Job(key=origin, content=content)
 
+    def _is_withheld(self, row: Row, withheld: Collection[str], opt_out: OptOut) -> bool:
+        if row.patient in withheld or row.keys.get("accession") in withheld:
+            return True
+        return self._overlay is not None and "sop" not in row.keys and self._overlay.withholds(row, opt_out)
+
     def _is_known(self, origin: _Origin) -> bool:
-        if origin.source not in self._files:
+        """Whether nothing is to be done about a file but to count it.
+
+        Raises :class:`Refused` for another copy, be it that the sheet contradicts itself over the two.
+        """
+        held = self._known.file(origin.source)
+        if held is None:
             return False
-        if self._files[origin.source] != self._pseudonyms.names(origin.name)["file"]:
-            self._mask_said(origin.file)  # its row on the sheet has met its image
-            raise Refused(SAME_FILE)
+        said, contradicted = self._said_of(held, origin)
+        if origin.source in self._fresh or held.keys["file"] != self._pseudonyms.names(origin.name)["file"]:
+            raise Refused(SAID_TWICE if contradicted else SAME_FILE)
+        self.summary.known += 1
+        self.summary.other_labels += contradicted
+        if "partly" in held.keys and not contradicted:
+            return False  # what of it was refused may be right by now
+        if isinstance(held, Row) and not held.has_mask:
+            self._expect_mask(origin, said.mask if said else "")
         return True
+
+    def _said_of(self, held: Image, origin: _Origin) -> tuple[Labelled | None, bool]:
+        """What the sheet says of a file by this name, and whether the image of that content contradicts it."""
+        if self._overlay is None:
+            return None, False
+        try:
+            said = self._overlay.find(held, origin.file)
+        except Refused:
+            return None, True
+        return said, said is not None and self._overlay.differs(held, said)
 
     def _decoded(self, jobs: Iterable[Job]) -> Iterator[tuple[_Origin, Decoded]]:
         """What could be decoded; the rest is listed."""
@@ -261,43 +243,54 @@ class Importer:
 
     def _take(self, origin: _Origin, decoded: Decoded) -> None:
         """Put the pictures of one file among what is to be committed."""
-        if self._is_known(origin):  # the same file twice in one import
-            return
+        held = self._known.file(origin.source)
+        if held is not None and (origin.source in self._fresh or "partly" not in held.keys):  # twice in one import
+            raise Refused(SAID_TWICE if self._said_of(held, origin)[1] else SAME_FILE)
         if decoded.masks:
-            self._masks.append((origin, origin.read, "image"))
+            self._masks.append(_Mask(origin, origin.read, "image"))
             return
         identity = decoded.identity
         said = self._sheets.labels.lookup(origin.file, identity) if self._sheets.labels else None
         number = identity.patient or (said.patient if said else "")
-        if self._sheets.opt_out and self._sheets.opt_out.withheld(identity, number):
+        accession = said.accession if said else ""
+        if self._sheets.opt_out and self._sheets.opt_out.withheld(identity, number, accession):
             raise Refused(WITHHELD)
         if not number and identity.sop:
             raise Refused(NO_PATIENT)
         if not number and self._sheets.opt_out:
             raise Refused(UNKNOWN)
-        patient = self._pseudonyms.patient(number) or self._pseudonyms.of("anonymous", origin.name)
+        patient = self._pseudonyms.patient(number) or self._pseudonyms.of("anonymous", origin.source)
         if patient in self._tombstones:
             raise Refused(ERASED)
         split = self._split(patient, said)
         keys = {"source": origin.source, **self._pseudonyms.names(origin.name)}
-        keys |= {kind: self._pseudonyms.of(kind, normal_id(getattr(identity, kind))) for kind in _IDENTIFIERS}
+        ids = {kind: getattr(identity, kind) for kind in _IDENTIFIERS}
+        if said and not identity.sop:  # an examination that only the sheet names
+            ids["accession"] = ids["accession"] or said.accession
+        keys |= {kind: self._pseudonyms.identifier(kind, number) for kind, number in ids.items()}
         if not number:
             keys["anonymous"] = "yes"
         taken: list[Record] = []
         refused: list[Reason] = []
         for picture in decoded.pictures:
+            if self._known.part(origin.source, picture.number) is not None:
+                continue  # of a file that was refused in part before
             try:
                 taken.append(self._record(origin, identity, picture, said, patient, split, keys))
+                self._known.remember(taken[-1])
             except Refused as one:
                 refused.append(one.reason)
         # A file is known by its images: one without any stays unknown, and is refused again.
-        for record in taken:
-            self._remember(record.keys, record.digest, patient, split)
-            self._pending_bytes += record.pixels.nbytes
+        if any(reason.stage not in HARMLESS for reason in refused):
+            taken = [replace(record, keys={**record.keys, "partly": "yes"}) for record in taken]
+            for record in taken:
+                self._known.remember(record)
         for reason in dict.fromkeys(refused):
             self._reject(origin.reference, reason)
         self._pending += taken
-        if taken:
+        self._pending_bytes += sum(record.pixels.nbytes for record in taken)
+        if taken or held is not None:
+            self._fresh.add(origin.source)
             self._expect_mask(origin, said.mask if said else "")
 
     def _record(
@@ -313,16 +306,17 @@ class Importer:
         pixels = picture.pixels
         if pixels.min() == pixels.max():
             raise Refused(BLANK)
-        part = f"{origin.source}/{picture.number}"
-        place = self._place(identity.sop, picture.number) if identity.sop else part
-        if place in self._places:
-            raise Refused(SAME_OBJECT)
+        part = part_name(origin.source, picture.number)
+        place = part
+        if identity.sop:
+            place = self._place(identity.sop, picture.number)
+            if (other := self._known.place(place)) is not None:
+                raise Refused(SAME_OBJECT if other.patient == patient else OTHER_PERSON)
         digest = pixel_digest(pixels)
         if self._vault.tombstone(digest) in self._tombstones:
             raise Refused(ERASED)
-        if digest in self._digests:
-            raise Refused(SAME_PIXELS if self._digests[digest] == patient else OTHER_PATIENT)
-        self._digests[digest] = patient
+        if (other := self._known.pixels(digest)) is not None:
+            raise Refused(SAME_PIXELS if other.patient == patient else OTHER_PATIENT)
         look, measures = measure(pixels)
         if picture.scale != (1.0, 1.0):  # masks and boxes that come later are in source pixels
             measures = {**measures, "scale_down": picture.scale[0], "scale_across": picture.scale[1]}
@@ -330,7 +324,7 @@ class Importer:
         if picture.labels and not any(labels.values()):
             labels = {"label": picture.labels}
         own = {**keys, "part": part, "place": place, "look": look}
-        return Record(
+        record = Record(
             pixels=pixels,
             patient=patient,
             labels=labels,
@@ -341,6 +335,21 @@ class Importer:
             measures=measures,
             digest=digest,
         )
+        self._check(record)
+        return record
+
+    def _check(self, record: Record) -> None:
+        """Refuse what the vault would: there it would stop all that is committed together."""
+        try:
+            form = checked(record, 1)
+        except DataError:
+            raise Refused(NOT_STORABLE) from None
+        try:
+            encode_meta(
+                row_of(0, replace(record, keys={**record.keys, "partly": "yes"}), form, self._codec, _LATEST), 1
+            )
+        except DataError:
+            raise Refused(TOO_MUCH) from None
 
     def _boxes(self, origin: _Origin, identity: Identity, picture: Picture) -> tuple[Box, ...]:
         if self._sheets.boxes is None:
@@ -349,20 +358,10 @@ class Importer:
 
     def _split(self, patient: str, said: Labelled | None) -> str:
         """The split of a patient: the vault's, the sheet's, or drawn; never two of them."""
-        wanted, has = said.split if said else "", self._splits.get(patient, "")
+        wanted, has = said.split if said else "", self._known.split(patient)
         if wanted and has and wanted != has:
             raise Refused(TWO_SPLITS)
         return has or wanted or self._pseudonyms.split(patient, self._shares)
-
-    def _remember(self, keys: Mapping[str, str], digest: str, patient: str, split: str) -> None:
-        if "source" in keys:
-            self._files[keys["source"]] = keys["file"]
-        if "place" in keys:
-            self._places.add(keys["place"])
-        if "sop" in keys:
-            self._objects.add(keys["sop"])
-        self._digests[digest] = patient
-        self._splits[patient] = split
 
     def _reject(self, reference: str, reason: Reason) -> None:
         self.summary.rejected.append((reference, reason))
@@ -375,70 +374,54 @@ class Importer:
         pending, self._pending = self._pending, []
         self._pending_bytes, self._since = 0, self._clock()
         if pending:
-            self._vault.add(pending, self._codec)
+            with self._vault.changing() as change:
+                rows = [change.insert(record, number, self._codec) for number, record in enumerate(pending, start=1)]
             self.summary.images += len(pending)
             self.summary.unlabelled += sum(not any(record.labels.values()) for record in pending)
             self.summary.anonymous += sum("anonymous" in record.keys for record in pending)
+            for row in rows:
+                self._known.remember(row)
             self._committed(self._vault)
 
-    def _mask_said(self, name: str) -> str:
-        """What the label sheet calls the mask of a file that was imported before."""
-        with suppress(Refused):  # the file's own identity is not known here, and it is in the vault already
-            said = self._sheets.labels.lookup(name, Identity()) if self._sheets.labels else None
-            return said.mask if said else ""
-        return ""
-
-    def _expect_mask(self, origin: _Origin, mask: str) -> None:
+    def _expect_mask(self, origin: _Origin, said: str) -> None:
         """Note the mask file of an image, to be put on it when all images are in."""
-        found = self._sheets.masks(origin.file, mask) if origin.file else None
-        if found is not None:
-            self._masks.append((origin, found.read, "mask"))
+        with self._listed(origin):
+            file = self._sheets.masks.find(origin.file, said) if origin.file else None
+            if file is not None:
+                self._masks.append(_Mask(origin, file.file.read, "mask", file))
 
     def _add_masks(self) -> None:
         """Put masks on the images that have none, also on those of an import that was killed before it came to this."""
-        if not self._masks:
-            return
-        bare: dict[str, Row] = {}
-        present: set[str] = set()
-        for row in self._vault.each():
-            for place in (row.keys.get("place", ""), row.keys.get("part", "")):
-                present.add(place)
-                if not row.has_mask:
-                    bare[place] = row
-        jobs = (Job(key=origin, content=read, role=role) for origin, read, role in self._masks)
-        for origin, decoded in self._decoded(jobs):
-            with self._listed(origin), self._vault.changing() as change:
-                for place, mask in self._placed(origin, decoded).items():
-                    if place not in present:
-                        raise Refused(NO_IMAGE)
-                    if place in bare:
-                        row = bare.pop(place)
-                        change.replace(row, _fitted(mask, row))
-                        self.summary.masks += 1
-            self._committed(self._vault)
-            self._told(self.summary)
-        self._masks = []
+        masks, self._masks = self._masks, []
+        users = Counter(one.file for one in masks if one.file is not None and one.file.for_one)
+        clear = [one for one in masks if one.file is None or users[one.file] <= 1]
+        for one in masks:
+            if one.file is not None and users[one.file] > 1:
+                self._reject(one.origin.reference, MASK_UNCLEAR)
+        jobs = (Job(key=one.origin, content=one.read, role=one.role) for one in clear)
+        try:
+            for origin, decoded in self._decoded(jobs):
+                with self._listed(origin):
+                    self._writer.put([(row, fitted_mask(mask, row)) for row, mask in self._placed(origin, decoded)])
+                self._told(self.summary)
+        finally:
+            self._writer.commit()
 
-    def _placed(self, origin: _Origin, decoded: Decoded) -> dict[str, NDArray[np.uint8]]:
-        """The masks in one file by where they belong; the segments of one image are one mask."""
-        result: dict[str, NDArray[np.uint8]] = {}
-        for one in decoded.masks:
-            place = self._place(one.sop, one.frame)
-            result[place] = result[place] | one.mask if place in result else one.mask
-        return result or {f"{origin.source}/{picture.number}": picture.pixels for picture in decoded.pictures}
+    def _placed(self, origin: _Origin, decoded: Decoded) -> list[tuple[Row, NDArray[np.uint8]]]:
+        """The masks in one file, each with its image.
+
+        A segmentation object is refused as a whole where one of its images is missing. A mask file may cover pictures
+        of its image file that were refused: blank slices at a volume's ends.
+        """
+        if decoded.masks:
+            found = [(self._known.place(self._place(one.sop, one.frame)), one.mask) for one in decoded.masks]
+        else:
+            found = [(self._known.part(origin.source, one.number), one.pixels) for one in decoded.pictures]
+        result = [(row, mask) for row, mask in found if isinstance(row, Row)]
+        if not result or (decoded.masks and len(result) < len(found)):
+            raise Refused(NO_IMAGE)
+        return result
 
     def _place(self, sop: str, number: int) -> str:
         """Where an image of a DICOM object is: the object and its frame."""
         return self._pseudonyms.of("place", f"{normal_id(sop)}/{number}")
-
-
-def _fitted(mask: NDArray[np.uint8], row: Row) -> NDArray[np.uint8]:
-    """``mask``, drawn on the pixels of the source or of the vault, on those of the vault: nearest neighbour."""
-    height, width = row.shape[:2]
-    source = round(height / row.measures.get("scale_down", 1.0)), round(width / row.measures.get("scale_across", 1.0))
-    near = all(abs(side - wanted) <= 1 for side, wanted in zip(mask.shape, source, strict=True))
-    if not near and mask.shape != (height, width):
-        raise Refused(MASK_SHAPE)
-    if mask.shape != (height, width):
-        mask = np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
-    return np.ascontiguousarray(mask)

@@ -57,16 +57,16 @@ _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"
 _MANY_DIGITS = re.compile(r"\d{6}")
 _SHORTEST_ID = 4  # patients 0 and 1 do not make the labels 0 and 1 suspicious
 
-_MISMATCH = Reason(
+MISMATCH = Reason(
     "label-mismatch",
     "labels",
     "the label sheet's row for this image names another file, examination or patient",
-    "correct that row; Excel drops zeros at the front of ids unless the column is formatted as text",
+    "correct that row",
 )
-_CONFLICT = Reason(
+CONFLICT = Reason(
     "label-conflict", "labels", "two rows of the label sheet name this image and differ", "keep one of them"
 )
-_AMBIGUOUS = Reason(
+AMBIGUOUS = Reason(
     "label-ambiguous",
     "labels",
     "a row of the label sheet gives a file name that two files have",
@@ -78,7 +78,7 @@ _TWO_SPLITS = Reason(
     "the label sheet puts images of this patient into two splits, or some into none",
     "give all images of a patient the same split",
 )
-_DISPUTED = Reason(
+DISPUTED = Reason(
     "readers-disagree",
     "labels",
     "the readers differ and there is no consensus",
@@ -99,6 +99,8 @@ class Labelled:
     """Relative name of the mask's file, ``/`` between steps, never upwards; else empty."""
     attributes: Mapping[str, str] = field(default_factory=dict, repr=False)
     """``sex``, ``age`` (a decade), ``view``, ``device``: for images that do not say so themselves."""
+    accession: str = field(default="", repr=False, compare=False)
+    """As the sheet writes it: an examination that was withheld need not be named in the image."""
 
 
 @dataclass(frozen=True)
@@ -111,16 +113,17 @@ class Unused:
 
 
 @dataclass(eq=False, slots=True)
-class _Row:
+class SheetRow:
     lines: list[int]
     keys: Mapping[str, str]
+    """:data:`KEYS`, normal; empty where the row does not say."""
     labelled: Labelled
     disputed: bool = False
     used: bool = False
     file: str = ""
     """The file that came to this row by its name."""
 
-    def same(self, other: _Row) -> bool:
+    def same(self, other: SheetRow) -> bool:
         return (self.keys, self.labelled, self.disputed) == (other.keys, other.labelled, other.disputed)
 
     @property
@@ -157,15 +160,14 @@ class FileNames:
 class LabelSheet:
     """One label sheet, ready to be asked. :meth:`load` makes it."""
 
-    def __init__(self, name: str, rows: Sequence[_Row], dropped: int = 0) -> None:
+    def __init__(self, name: str, rows: Sequence[SheetRow], dropped: int = 0) -> None:
         """Raises :class:`DataError` with line numbers where rows contradict one another."""
         self._name, self._dropped = name, dropped
-        self._index: dict[str, dict[str, _Row]] = {key: {} for key in KEYS}
+        self._index: dict[str, dict[str, SheetRow]] = {key: {} for key in KEYS}
         self._rows = [row for row in rows if self._add(row)]
         self._check_patients()
         self._files = FileNames(self._index["file"])
         self._splits: dict[str, str] = {}
-        self._lost_zeros: set[str] = set()
 
     @classmethod
     def load(
@@ -209,12 +211,11 @@ class LabelSheet:
         own = {
             "sop": normal_id(identity.sop),
             "file": self._files.find(file) if file else "",
-            "accession": normal_id(identity.accession),
-            "patient": normal_id(identity.patient),
+            "accession": folded(identity.accession),
+            "patient": folded(identity.patient),
         }
         found = [row for key in KEYS if own[key] and (row := self._index[key].get(own[key])) is not None]
         if not found:
-            self._note_lost_zeros(own["patient"])
             return None
         for row in found:
             row.used = True
@@ -222,23 +223,36 @@ class LabelSheet:
         own["file"] = _base(normal(file))
         said = {**row.keys, "file": _base(row.keys["file"])}
         if any(own[key] and said[key] and own[key] != said[key] for key in KEYS):
-            raise Refused(_MISMATCH)
+            raise Refused(MISMATCH)
         if any(other.level[-1] in ("sop", "file") and other.labelled != row.labelled for other in found[1:]):
-            raise Refused(_CONFLICT)
+            raise Refused(CONFLICT)
         if "file" in row.level and own["file"] and not (row.keys["sop"] and own["sop"]):
             row.file = row.file or normal(file)
             if row.file != normal(file):
-                raise Refused(_AMBIGUOUS)
+                raise Refused(AMBIGUOUS)
         patient = own["patient"] or row.keys["patient"]
         if patient and self._splits.setdefault(patient, row.labelled.split) != row.labelled.split:
             raise Refused(_TWO_SPLITS)  # the sheet alone need not know that two of its rows are one patient
         if row.disputed:
-            raise Refused(_DISPUTED)
+            raise Refused(DISPUTED)
         return row.labelled
 
     def settled(self) -> Iterator[tuple[Mapping[str, str], Labelled]]:
         """Every row that differs, but for those whose readers do: its :data:`KEYS`, normal, and what it says."""
         return ((row.keys, row.labelled) for row in self._rows if not row.disputed)
+
+    @property
+    def rows(self) -> Sequence[SheetRow]:
+        """Every row that differs."""
+        return self._rows
+
+    def named(self, file: str) -> SheetRow | None:
+        """The row that means the file of this name."""
+        return self._index["file"].get(self._files.find(file)) if file else None
+
+    def masks(self) -> set[str]:
+        """Names of the mask files, relative to a source."""
+        return {row.labelled.mask for row in self._rows if row.labelled.mask}
 
     def unused(self) -> Unused:
         """Rows that have met no image so far."""
@@ -255,14 +269,9 @@ class LabelSheet:
         if left.rows:
             more = " …" * (left.rows > len(left.lines))
             result.append(f"{self._name}: {_rows(left.rows)} met no image ({_lines(left.lines)}{more})")
-        if self._lost_zeros:
-            result.append(
-                f"{self._name}: {len(self._lost_zeros)} patients without labels differ from a row only in zeros at "
-                "the front, which Excel drops; format that column as text and type these ids again"
-            )
         return tuple(result)
 
-    def _add(self, row: _Row) -> bool:
+    def _add(self, row: SheetRow) -> bool:
         """Whether ``row`` is new; one that repeats another is counted with it, one that contradicts it refused."""
         known = None
         for key in row.level:
@@ -278,7 +287,7 @@ class LabelSheet:
         return False
 
     def _check_patients(self) -> None:
-        first: dict[str, _Row] = {}
+        first: dict[str, SheetRow] = {}
         for row in self._rows:
             patient = row.keys["patient"]
             other = first.setdefault(patient, row) if patient else row
@@ -287,10 +296,6 @@ class LabelSheet:
                     f"{self._name} {_lines((other.lines[0], row.lines[0]))}: one patient in two splits, or in one and "
                     "in none; give all rows of a patient the same split"
                 )
-
-    def _note_lost_zeros(self, patient: str) -> None:
-        if patient.startswith("0") and patient.isdecimal() and patient.lstrip("0") in self._index["patient"]:
-            self._lost_zeros.add(patient)
 
 
 class _Parser:
@@ -315,7 +320,7 @@ class _Parser:
         self._ids: set[str] = set()
         self._shared: dict[tuple[tuple[str, Any], ...], Any] = {}
 
-    def row(self, line: int, cells: Mapping[str, str]) -> _Row:
+    def row(self, line: int, cells: Mapping[str, str]) -> SheetRow:
         said = {role: unicodedata.normalize("NFC", cells[column]) for role, column in self._roles.items()}
         keys = {key: said.get(key, "") for key in KEYS}
         keys["file"] = normal(keys["file"])
@@ -335,8 +340,10 @@ class _Parser:
             labels |= {"label": label or (), **{PREFIX + column: cell for column, cell in readings.items()}}
         attributes = self._attributes(said)
         mask = self._inside(said.get("mask", ""), line)
-        labelled = Labelled(self._share(labels), keys["patient"], split, mask, self._share(attributes))
-        return _Row([line], keys, labelled, disputed)
+        patient, accession = keys["patient"], keys["accession"]
+        labelled = Labelled(self._share(labels), patient, split, mask, self._share(attributes), accession)
+        keys |= {"accession": folded(accession), "patient": folded(patient)}
+        return SheetRow([line], keys, labelled, disputed)
 
     def check_values(self) -> None:
         """Refuse label columns that hold text about patients."""
@@ -404,6 +411,13 @@ def normal(name: str) -> str:
 def normal_id(text: str) -> str:
     """An id as sheets are compared with it: NFC, stripped."""
     return unicodedata.normalize("NFC", text).strip()
+
+
+def folded(text: str) -> str:
+    """A patient's or an examination's number as it is compared everywhere: case does not count, nor do zeros at the
+    front of a number, which Excel drops. Folding twice changes nothing."""
+    text = unicodedata.normalize("NFC", normal_id(text).casefold())
+    return text.lstrip("0") or "0" if text.isdecimal() else text
 
 
 def _label_columns(sheet: Sheet, asked: Sequence[str] | None) -> dict[str, str]:

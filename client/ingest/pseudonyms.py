@@ -7,12 +7,11 @@ other pseudonyms in two hospitals.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from client.ingest.labels import normal, normal_id
+from client.ingest.labels import folded, normal, normal_id
 
 _DIGITS = 32
 _SPLITS = ("train", "val", "test")
@@ -30,8 +29,12 @@ class Pseudonyms:
         return self._mac(kind, raw)[:_DIGITS] if raw else ""
 
     def patient(self, number: str) -> str:
-        """The pseudonym of a hospital's patient number."""
-        return self.of("patient", normal_id(number))
+        """The pseudonym of a hospital's patient number; ``0012`` and ``12``, ``ab`` and ``AB`` are one patient."""
+        return self.identifier("patient", number)
+
+    def identifier(self, kind: str, text: str) -> str:
+        """The pseudonym of a ``patient``, ``accession``, ``study``, ``series`` or ``sop`` as the hospital writes it."""
+        return self.of(kind, folded(text) if kind in ("patient", "accession") else normal_id(text))
 
     def names(self, file: str) -> dict[str, str]:
         """Pseudonyms of a file's name: ``file`` with its folders, ``base`` without."""
@@ -51,4 +54,4 @@ class Pseudonyms:
         return _SPLITS[2]
 
     def _mac(self, kind: str, raw: bytes) -> str:
-        return hmac.new(self._secret, kind.encode() + b"\0" + raw, hashlib.sha256).hexdigest()
+        return hmac.digest(self._secret, kind.encode() + b"\0" + raw, "sha256").hex()

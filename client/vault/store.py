@@ -325,7 +325,11 @@ class Vault:
     def each(self) -> Iterator[Row]:
         """Everything but pixels and masks, of all images, one at a time in the order they came."""
         for row_id in self._seals:
-            yield self._meta(row_id, self._fetch("labels", row_id))
+            yield self.row(row_id)
+
+    def row(self, row_id: int) -> Row:
+        """Everything but pixels and mask of one image."""
+        return self._meta(row_id, self._fetch("labels", row_id))
 
     def rows(self) -> list[Row]:
         """Everything but pixels and masks, of all images; ordered by (digest, id), the same in any copy."""

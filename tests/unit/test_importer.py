@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,15 +17,17 @@ from numpy.typing import NDArray
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from client.cli import mask_finder
 from client.ingest.boxes import BoxSheet
 from client.ingest.consent import OptOut
 from client.ingest.importer import Importer, Sheets, Summary
 from client.ingest.kinds import Rules
+from client.ingest.known import Known
 from client.ingest.labels import LabelSheet
+from client.ingest.masks import MaskFiles
 from client.ingest.pseudonyms import Pseudonyms
 from client.ingest.sources import discover
 from client.vault.keys import create_key_file, provider
+from client.vault.records import Row
 from client.vault.store import Vault
 
 
@@ -74,17 +77,19 @@ class Site:
 
     def run(self, sheets: Sheets | None = None, **options: object) -> Summary:
         rules = Rules(**options.pop("rules", {}))  # type: ignore[arg-type]
+        sheets = sheets or Sheets()
+        sheets.masks.look_at(discover([self.scans], rules))
         with self.open() as vault:
             importer = Importer(
                 vault,
-                sheets or Sheets(),
+                sheets,
                 rules=rules,
                 split=(0.7, 0.15, 0.15),
                 committed=lambda vault: self.commits.append(vault.generation),
                 **options,  # type: ignore[arg-type]
             )
             with importer:
-                importer.run(discover([self.scans], rules))
+                importer.run(sheets.masks.images(discover([self.scans], rules)))
             vault.verify()
             return importer.summary
 
@@ -250,7 +255,7 @@ def test_masks_by_folder_and_by_sheet(site: Site) -> None:
     ring = (picture(7) > 128).astype(np.uint8) * 255
     cv2.imwrite(str(masks / "a.png"), ring)
     cv2.imwrite(str(masks / "b.bmp"), ring[:20, :40])
-    summary = site.run(Sheets(masks=mask_finder(masks, [site.scans])))
+    summary = site.run(Sheets(masks=MaskFiles(masks)))
     assert (summary.images, summary.masks, reasons(summary)) == (3, 1, {"mask-shape": 1})
     with site.open() as vault:
         rows = list(vault.each())
@@ -258,7 +263,7 @@ def test_masks_by_folder_and_by_sheet(site: Site) -> None:
         np.testing.assert_array_equal(vault.read_mask(1), ring // 255)
     (masks / "b.bmp").unlink()
     cv2.imwrite(str(masks / "b.png"), ring)
-    summary = site.run(Sheets(masks=mask_finder(masks, [site.scans])))
+    summary = site.run(Sheets(masks=MaskFiles(masks)))
     assert (summary.known, summary.masks) == (3, 1), "masks may come later"
 
 
@@ -269,7 +274,7 @@ def test_masks_follow_the_images_scale(site: Site) -> None:
     half = np.zeros((96, 96), np.uint8)
     half[:, 48:] = 255
     cv2.imwrite(str(masks / "a.png"), half)
-    summary = site.run(Sheets(masks=mask_finder(masks, [site.scans])), rules={"longest_side": 48})
+    summary = site.run(Sheets(masks=MaskFiles(masks)), rules={"longest_side": 48})
     assert summary.masks == 1
     with site.open() as vault:
         assert vault.read(1).shape == (48, 48)
@@ -338,3 +343,21 @@ def test_compression_is_lossless(site: Site) -> None:
         (row,) = vault.each()
         assert row.codec == "jpeg-ls"
         np.testing.assert_array_equal(vault.read(row.id), picture(1))
+
+
+def test_an_image_takes_some_hundred_bytes_of_memory(site: Site) -> None:
+    def known(count: int) -> float:
+        tracemalloc.start()
+        try:
+            with site.open() as vault:
+                found = Known(vault)
+                for number in range(count):
+                    name = {kind: f"{number:06d}{kind:x<26}".encode().hex()[:32] for kind in ("source", "sop", "place")}
+                    keys = {**name, "part": f"{name['source']}/0"}
+                    digest, patient = f"{number:032x}" * 2, f"{number:032x}"
+                    found.remember(Row(number, digest, patient, {}, "train", {}, (8, 8), "uint8", False, keys=keys))
+                return tracemalloc.get_traced_memory()[0] / count
+        finally:
+            tracemalloc.stop()
+
+    assert known(20_000) < 650

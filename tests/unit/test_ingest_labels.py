@@ -19,7 +19,7 @@ import common.sheet
 from client.ingest.boxes import Box, BoxSheet, fitted, mask_from
 from client.ingest.consent import OptOut
 from client.ingest.kinds import Identity, Picture, Refused
-from client.ingest.labels import Labelled, LabelSheet, Unused
+from client.ingest.labels import Labelled, LabelSheet, Unused, folded
 from common.errors import DataError
 from common.sheet import Sheet, binned_age
 
@@ -328,7 +328,7 @@ def test_the_narrowest_row_wins(csv: Callable[[str | bytes], Path]) -> None:
 
 def test_a_row_must_be_true_in_all_that_it_names(csv: Callable[[str | bytes], Path]) -> None:
     sheet = LabelSheet.load(csv(KEYED))
-    for identity in ({"patient": "P1"}, {"accession": "A1"}, {"patient": "P2", "accession": "a2"}):
+    for identity in ({"patient": "P1"}, {"accession": "A1"}, {"patient": "P2", "accession": "a3"}):
         assert code(sheet, "2.png", sop="1.3", **identity) == "label-mismatch"
     assert code(sheet, "other.png", sop="1.3") == "label-mismatch"
     assert code(sheet, "b/2.png", sop="1.4") == "label-mismatch"
@@ -470,13 +470,22 @@ def test_label_columns_as_asked(csv: Callable[[str | bytes], Path]) -> None:
     refused(lambda: LabelSheet.load(path, label_columns=["file"]), "column 'file' cannot be a label")
 
 
-def test_zeros_that_excel_dropped_are_noticed(xlsx: Callable[..., Path]) -> None:
-    sheet = LabelSheet.load(xlsx([["patient", "label"], [123, "x"], ["00007", "y"]]))
-    assert label(sheet, patient="00123") is None
-    assert label(sheet, patient="00123") is None
-    assert label(sheet, patient="00007") == ("y",)
-    assert "1 patients without labels differ from a row only in zeros" in sheet.notes()[-1]
-    assert "123" not in "".join(sheet.notes())
+def test_zeros_that_excel_dropped_and_case_do_not_part_a_patient(xlsx: Callable[..., Path]) -> None:
+    sheet = LabelSheet.load(
+        xlsx([["patient", "accession", "label"], [123, None, "x"], ["ab", None, "y"], [None, "A7", "z"]])
+    )
+    assert label(sheet, patient="00123") == label(sheet, patient="123") == ("x",)
+    assert label(sheet, patient="AB") == ("y",)
+    assert label(sheet, accession="a7") == ("z",)
+    assert label(sheet, patient="1230") is None
+    refused(
+        lambda: LabelSheet.load(xlsx([["patient", "label"], ["012", "x"], [12, "y"]])), "lines 2, 3: the same patient"
+    )
+
+
+@pytest.mark.parametrize("text", ["0012", "000", " Ab ", "é", "É", "00x", "٠٠١٢", "ß", "İ"])
+def test_folding_twice_changes_nothing(text: str) -> None:
+    assert folded(folded(text)) == folded(text) != ""
 
 
 def test_a_hundred_thousand_rows_load_in_seconds(csv: Callable[[str | bytes], Path]) -> None:
@@ -532,6 +541,8 @@ def test_examinations_can_be_withheld_and_zeros_do_not_count(xlsx: Callable[...,
     assert listed.withheld(Identity(patient="000123"))
     assert listed.withheld(Identity(patient="000"))
     assert listed.withheld(Identity(patient="9", accession="A1"))
+    assert listed.withheld(NOBODY, "P9", "a1"), "an examination that only the label sheet names"
+    assert not listed.withheld(NOBODY, "P9", "A2")
     assert not listed.withheld(Identity(patient="1230"))
 
 

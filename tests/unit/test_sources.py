@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
+import tracemalloc
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +124,101 @@ def test_a_file_with_a_zip_at_its_end_is_no_zip(tmp_path: Path) -> None:
     end = pack(tmp_path / "a.zip", {"1.png": b"x"}).read_bytes()
     (tmp_path / "a.zip").write_bytes(b"\x89PNG" + end)
     assert list(read(tmp_path)) == ["a.zip"]
+
+
+@pytest.mark.parametrize("properties", [b"\xff\xff", b"\x01\x00", b""])
+def test_whatever_a_decompressor_raises_is_a_damaged_zip(tmp_path: Path, properties: bytes) -> None:
+    path = pack(tmp_path / "a.zip", {"1.png": os.urandom(3000)}, compression=zipfile.ZIP_LZMA)
+    whole = bytearray(path.read_bytes())
+    start = 30 + len("1.png")
+    if properties:
+        whole[start + 2 : start + 4] = properties
+    else:
+        whole[start + 200 : start + 400] = b"\xff" * 200
+    path.write_bytes(whole)
+    (tmp_path / "b.png").write_bytes(b"good")
+    assert read(tmp_path) == {"a.zip/1.png": "bad-zip", "b.png": b"good"}
+
+
+def directory(path: Path, names: Iterable[bytes], said: int | None = None) -> None:
+    """A ZIP of one empty member without a name, and a list of ``names``; its end says ``said`` of their number."""
+    local = struct.pack("<4s5H3I2H", b"PK\x03\x04", 20, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    entries = [
+        struct.pack("<4s6H3I5H2I", b"PK\x01\x02", *(20, 20, 0, 0, 0, 0), 0, 0, 0, len(name), *(0,) * 6) + name
+        for name in names
+    ]
+    listed = b"".join(entries)
+    number = min(len(entries) if said is None else said, 0xFFFF)
+    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, number, number, len(listed), len(local), 0)
+    path.write_bytes(local + listed + end)
+
+
+def test_a_member_without_a_name_is_no_end_of_the_import(tmp_path: Path) -> None:
+    directory(tmp_path / "a.zip", [b""])
+    (tmp_path / "b.png").write_bytes(b"good")
+    assert read(tmp_path) == {"a.zip": "bad-zip", "b.png": b"good"}
+
+
+def test_a_list_of_members_is_bounded_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few its end claims."""
+    directory(tmp_path / "a.zip", (b"%0200d" % number for number in range(150_000)), said=1)
+    (tmp_path / "b.png").write_bytes(b"good")
+    tracemalloc.start()
+    try:
+        assert read(tmp_path) == {"a.zip": "zip-too-large", "b.png": b"good"}
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    monkeypatch.setattr("client.ingest.sources._MOST_MEMBERS", 2)
+    pack(tmp_path / "a.zip", {f"{number}.png": b"x" for number in range(3)})
+    assert read(tmp_path) == {"a.zip": "zip-too-large", "b.png": b"good"}
+
+
+def test_a_folder_that_cannot_be_listed_is_one_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "DOE^JOHN").mkdir()
+    (tmp_path / "ok").mkdir()
+    (tmp_path / "ok" / "1.png").write_bytes(b"good")
+    scan = os.scandir
+
+    def scandir(path: str) -> object:
+        if "DOE" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert read(tmp_path) == {"ok/1.png": b"good", "DOE^JOHN": "unreadable"}
+    with pytest.raises(DataError, match="cannot be listed"):
+        read(tmp_path / "DOE^JOHN")
+
+
+def test_a_name_that_becomes_a_link_meanwhile_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "scans"
+    source.mkdir()
+    (source / "1.png").write_bytes(b"mine")
+    (tmp_path / "secret").write_bytes(b"secret")
+    found = list(discover([source], RULES))
+    opened = os.open
+
+    def swapped(path: str, flags: int) -> int:
+        (source / "1.png").unlink()
+        (source / "1.png").symlink_to(tmp_path / "secret")
+        return opened(path, flags)
+
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(Refused) as caught:
+        found[0].read()
+    assert caught.value.reason.code == "outside-source"
+
+
+def test_links_that_lead_round_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "b.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
+    (tmp_path / "c.png").write_bytes(b"good")
+    assert read(tmp_path) == {"a.png": "unreadable", "b.png": "unreadable", "c.png": b"good"}
+
+
+def test_folders_can_be_left_out(tmp_path: Path) -> None:
+    for name in ("a.png", "masks/a.png", "masks/deep/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert list(read(tmp_path, ignored=(tmp_path / "masks",))) == ["a.png"]
