@@ -160,4 +160,3 @@ def _alive(directory: Path) -> bool:
     """Whether a coordinator has told of itself within the last seconds."""
     told = _told(directory)
     return told is not None and bool(told["process"]) and time.time() - told["at"] < _SILENT_S
-
