@@ -18,10 +18,10 @@ from client.approvals import Approvals, Federation
 from client.federation import Membership, update_roster
 from client.fleet import Connection, Pace, serve
 from client.home import Home
-from client.policy import Policy, PolicyError
-from client.replies import Identity, Replies, RoundSpent
+from client.policy import Policy
+from client.replies import Identity, Replies
 from common import protocol
-from common.errors import FedwardError, IdentityError
+from common.errors import FedwardError, IdentityError, PolicyError, RoundSpent
 from common.weights import digest
 
 logger = logging.getLogger("fedward.agent")

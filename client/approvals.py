@@ -19,9 +19,9 @@ from sqlite3 import Connection
 from typing import Any, Literal, get_args
 
 from client.home import Home
-from client.policy import POLICY_FILE, Objection, Policy, PolicyError, PolicyFile, Role
+from client.policy import POLICY_FILE, Objection, Policy, PolicyFile, Role
 from client.replies import Database
-from common.errors import FedwardError
+from common.errors import ApprovalError, PolicyError
 from common.study import Study
 
 APPROVALS_FILE = Path("federation") / "approvals.sqlite"
@@ -56,13 +56,6 @@ CODES: Mapping[State, str | None] = {
     "roster-changed": "roster-changed",
 }
 """What a refusal tells the coordinator."""
-
-
-class ApprovalError(FedwardError):
-    """A study cannot be approved, refused or withdrawn as asked."""
-
-    code = "approval-invalid"
-    exit_code = 2
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from client.approvals import Federation
-from client.policy import Policy, PolicyError
-from common.errors import ModelError
+from client.policy import Policy
+from common.errors import ModelError, PolicyError
 from common.study import Study
 
 _WIDTH = 100

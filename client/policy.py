@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from common import findings, strict_yaml
-from common.errors import FedwardError
+from common.errors import PolicyError
 from common.study import MODELS, STRATEGIES, Study, Task
 from common.study_parts import Part
 
@@ -55,13 +55,6 @@ STATISTICS: tuple[Statistic, ...] = ("survey", "scores", "moments")
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _WINDOW = re.compile(r"(?:([A-Za-z,\- ]+?) +)?([0-9]{2}):([0-9]{2}) ?- ?([0-9]{2}):([0-9]{2})")
 _DAY_MINUTES = 24 * 60
-
-
-class PolicyError(FedwardError):
-    """The site's policy is missing or not usable, and so allows nothing."""
-
-    code = "policy-unusable"
-    exit_code = 2
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from client.vault.store import Vault
-from common.errors import FedwardError
+from common.errors import RoundSpent, StoreError
 
 TRAIN = "train.fit"
 """The kind of request that spends its round (``common.protocol.TRAIN``)."""
@@ -52,20 +52,6 @@ _TABLES = (
     "PRIMARY KEY (reply, number))",
 )
 _SAME = "study = ? AND arm = ? AND repeat = ? AND kind = ? AND round = ? AND digest = ?"
-
-
-class StoreError(FedwardError):
-    """A file in which a site remembers its part of a federation is damaged, in use, or cannot be written."""
-
-    code = "site-store-unusable"
-    exit_code = 4
-
-
-class RoundSpent(FedwardError):
-    """A training round was already done from other weights."""
-
-    code = "round-spent"
-    exit_code = 6
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,41 @@ class QuorumError(FedwardError):
     exit_code = 7
 
 
+class PolicyError(FedwardError):
+    """The site's policy is missing or not usable, and so allows nothing."""
+
+    code = "policy-unusable"
+    exit_code = 2
+
+
+class ApprovalError(FedwardError):
+    """A study cannot be approved, refused or withdrawn as asked."""
+
+    code = "approval-invalid"
+    exit_code = 2
+
+
+class StoreError(FedwardError):
+    """A file in which a site remembers its part of a federation is damaged, in use, or cannot be written."""
+
+    code = "site-store-unusable"
+    exit_code = 4
+
+
+class RoundSpent(FedwardError):
+    """A training round was already done from other weights."""
+
+    code = "round-spent"
+    exit_code = 6
+
+
+class FleetError(FedwardError):
+    """The coordinator cannot listen."""
+
+    code = "fleet-unusable"
+    exit_code = 8
+
+
 class RunError(FedwardError):
     """A run's folder cannot be used as asked."""
 

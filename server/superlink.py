@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from common.errors import FedwardError, IdentityError, RunError
+from common.errors import FleetError, IdentityError, RunError
 from server.fleet_grid import FleetGrid
 from server.fleet_guard import Guard, Limits, Member
 from server.flower_private import SuperLink
@@ -38,13 +38,6 @@ from server.flower_private import SuperLink
 logger = logging.getLogger("fedward.fleet")
 
 _READY_S, _STOP_S = 30.0, 10.0
-
-
-class FleetError(FedwardError):
-    """The coordinator cannot listen."""
-
-    code = "fleet-unusable"
-    exit_code = 8
 
 
 @dataclass(frozen=True)
