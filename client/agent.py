@@ -22,6 +22,7 @@ from client.policy import Policy
 from client.replies import Identity, Replies
 from common import protocol
 from common.errors import FedwardError, IdentityError, PolicyError, RoundSpent
+from common.study import Study
 from common.weights import digest
 
 logger = logging.getLogger("fedward.agent")
@@ -37,7 +38,9 @@ class Agent:
         self.home = home
         self.membership = Membership.open(home)
         self._approvals = Approvals(home)
-        self._resident = Resident(_device(self._approvals.policy()))
+        self._resident = Resident(_device(self._approvals.policy()), passphrase=home.passphrase)
+        self._said: dict[str, object] = {}
+        self._distrusted = False
         self._replies = self._open_replies()
 
     def close(self) -> None:
@@ -56,11 +59,16 @@ class Agent:
             request = protocol.open_request(message)
             if isinstance(request, protocol.SurveyRequest) and request.roster:
                 self._take_roster(request.roster)
-            study = request.task.study
-            verdict = self._approvals.seen(study, self._federation())
-            if verdict.code is not None:
-                logger.info("study %s %s: %s", study.name, study.hash[:12], verdict.why)
-                return protocol.answer(protocol.Refusal(alias, verdict.code), message)
+            if self._distrusted:
+                return protocol.answer(protocol.Refusal(alias, "roster-refused"), message)
+            task = request.task
+            if (task.arm, task.repeat) != ("federated", 0):
+                # Approved is one training; arms and repeats are a simulation's, and would be as many more.
+                logger.error("arm %s, repeat %d: a site takes part in one federated run", task.arm, task.repeat)
+                return protocol.answer(protocol.Refusal(alias, "not-approved"), message)
+            code = self._code(task.study)
+            if code is not None:
+                return protocol.answer(protocol.Refusal(alias, code), message)
             return self._work(request, message)
         except RoundSpent as error:
             logger.error("%s", error)
@@ -72,36 +80,56 @@ class Agent:
             logger.exception("unexpected failure")
             return protocol.answer(protocol.Refusal(alias, "internal-error"), message)
 
+    def _code(self, study: Study) -> str | None:
+        """What to refuse ``study`` with now; ``None`` where it may work."""
+        verdict = self._approvals.seen(study, self._federation())
+        if self._said.get(study.hash) != verdict.why:
+            self._said[study.hash] = verdict.why
+            logger.info("study %s %s: %s", study.name, study.hash[:12], verdict.why)
+        return verdict.code
+
     def _work(self, request: protocol.Request, message: Message) -> Message:
+        alias = self.membership.alias
         if isinstance(request, protocol.SurveyRequest):
-            return handle(message, lambda: self.home.directory, self._resident)
+            reply = handle(message, lambda: self.home.directory, self._resident)
+            self._record_survey(request, protocol.open_reply(reply))
+            return reply
         identity = identity_of(request)
         kept = self._replies.kept(identity)
         if kept is not None:
             logger.info("%s of round %d was answered before; the same reply goes again", identity.kind, identity.round)
             return protocol.thaw(kept, message)
         reply = handle(message, lambda: self.home.directory, self._resident)
+        if isinstance(protocol.open_reply(reply), protocol.Refusal):
+            return reply
+        # A fit takes hours; its people may have thought better of it meanwhile.
+        code = self._code(request.task.study)
+        if code is not None:
+            return protocol.answer(protocol.Refusal(alias, code), message)
         frozen = protocol.freeze(reply)
-        if not isinstance(protocol.open_reply(reply), protocol.Refusal):
-            self._replies.keep(identity, frozen)
-            self.home.record(
-                "reply",
-                {
-                    "study": identity.study,
-                    "kind": identity.kind,
-                    "round": identity.round,
-                    "bytes": len(frozen),
-                    "weights": identity.digest,
-                },
-            )
+        facts = {"study": identity.study, "kind": identity.kind, "round": identity.round}
+        # On record first: killed in between, the log says more than has left, never less.
+        self.home.record("reply", {**facts, "bytes": len(frozen), "weights": identity.digest})
+        self._replies.keep(identity, frozen)
         return protocol.thaw(frozen, message)
 
+    def _record_survey(self, request: protocol.SurveyRequest, reply: protocol.Reply) -> None:
+        """Counts that leave are on record; once, as a survey comes again and again."""
+        if isinstance(reply, protocol.SurveyReply):
+            facts = {"study": request.task.study.hash, "kind": protocol.SURVEY, "images": dict(reply.images)}
+            if self._said.get(protocol.SURVEY) != facts:
+                self.home.record("reply", facts)
+                self._said[protocol.SURVEY] = facts
+
     def _take_roster(self, roster: bytes) -> None:
+        """One that is refused (forged, older, two of one version) stops everything until a good one comes."""
         before = self.membership.roster.hash
         try:
             update_roster(self.home, roster)
+            self._distrusted = False
         except IdentityError as error:
-            logger.error("the roster that came is not taken: %s", error)
+            logger.error("the roster that came is not taken, and no study works: %s", error)
+            self._distrusted = True
         self.membership = Membership.open(self.home)
         if self.membership.roster.hash != before:
             logger.info("a new roster: %d sites", len(self.membership.roster.active))
@@ -145,7 +173,11 @@ def identity_of(request: protocol.TrainRequest | protocol.EvaluateRequest | prot
 
 def run(home: Home, *, stop: threading.Event, pace: Pace | None = None) -> None:
     """Serve until ``stop`` is set. Raises what cannot be mended by waiting."""
-    agent = Agent(home)
+    with home.serving():
+        _serve(Agent(home), stop, pace)
+
+
+def _serve(agent: Agent, stop: threading.Event, pace: Pace | None) -> None:
     try:
         membership = agent.membership
         pair = (membership.tls_path, membership.tls_path) if membership.tls_path else None

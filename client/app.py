@@ -41,10 +41,10 @@ _OPEN_SITES = 128
 class Resident:
     """One process's caches, shared by all the sites it plays."""
 
-    def __init__(self, device: str | None = None) -> None:
-        """``device`` goes before what ``site.yaml`` says."""
+    def __init__(self, device: str | None = None, passphrase: Callable[[], str] | None = None) -> None:
+        """``device`` goes before what ``site.yaml`` says; ``passphrase`` opens a vault that one locks."""
         keep_freed_memory()
-        self._device = device
+        self._device, self._passphrase = device, passphrase
         self.views = ViewCache(VIEW_CACHE_BYTES)
         self._sites: OrderedDict[Path, Site] = OrderedDict()
         self._models: OrderedDict[tuple[str, str], nn.Module] = OrderedDict()
@@ -61,7 +61,7 @@ class Resident:
             for key in [key for key in self._scores if key[0] == directory]:
                 del self._scores[key]
             site = None
-        site = site or Site.open(directory, self.views, device=self._device)
+        site = site or Site.open(directory, self.views, device=self._device, passphrase=self._passphrase)
         self._sites[directory] = site
         if len(self._sites) > _OPEN_SITES:
             self._sites.popitem(last=False)[1].close()

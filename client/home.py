@@ -35,7 +35,7 @@ DEFAULT_KEY = "file:keys/vault.key"
 WITNESS = "vault.json"
 REPORTS, REJECTED, READINESS = "reports", "rejected.csv", "readiness.html"
 STUDY_USED = "study-used"
-_LOCK = ".lock"
+_LOCK, _AGENT_LOCK = ".lock", ".agent.lock"
 
 Passphrase = Callable[[], str]
 Clock = Callable[[], datetime]
@@ -170,6 +170,18 @@ class Home:
             ):
                 sweep(path)
             database.discard(reencrypted(self.vault_path))
+            yield
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """One agent at a time, beside the commands. Raises :class:`VaultError` where another one serves."""
+        try:
+            file = os.open(self.directory / _AGENT_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise VaultError(
+                f"cannot write in {self.directory}: {error.strerror}; check who owns it and its permissions"
+            ) from None
+        with self._locked(file, fcntl.LOCK_EX):
             yield
 
     @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +37,8 @@ class Site:
     views: ViewCache
     folders: Sequence[Path]
     """Where each vault's views lie that are larger than the cache."""
+    noted: set[tuple[str, int]] = field(default_factory=set, repr=False)
+    """Study and generation of which :meth:`note_use` knows that they are on record."""
 
     @classmethod
     def open(
@@ -70,10 +72,13 @@ class Site:
         if self.config.audit is None or self.config.state is None:
             return
         (vault,) = self.vaults
+        if (study.hash, vault.generation) in self.noted:
+            return
         facts = {"study": study.hash, "name": study.name, "generation": vault.generation}
         home = Home.open(self.directory)
         if not any(entry.event == STUDY_USED and entry.facts == facts for entry in home.audit.entries()):
             home.record(STUDY_USED, facts)
+        self.noted.add((study.hash, vault.generation))
 
     @property
     def alias(self) -> str:
@@ -101,15 +106,18 @@ class Site:
         return View.concatenate(found)
 
     def images(self, study: Study) -> Mapping[str, int]:
-        """Labelled images per split."""
+        """Labelled images per split; 0 for a split of fewer patients than ``evaluation.min_cell``, as it may leave."""
         counts = {"train": 0, "val": 0, "test": 0}
+        patients: dict[str, set[tuple[str, str]]] = {split: set() for split in counts}
         for vault in self.vaults:
-            rows = vault.rows()
-            wanted = targets(study, [row.labels for row in rows])
-            for row, target in zip(rows, wanted, strict=True):
-                if row.split in counts and target[0] == target[0]:
-                    counts[row.split] += 1
-        return counts
+            rows = [(row.split, row.patient, row.labels) for row in vault.each() if row.split in counts]
+            wanted = targets(study, [labels for _, _, labels in rows])
+            for (split, patient, _), target in zip(rows, wanted, strict=True):
+                if target[0] == target[0]:
+                    counts[split] += 1
+                    patients[split].add((vault.id, patient))
+        least = study.evaluation.min_cell
+        return {split: count if len(patients[split]) >= least else 0 for split, count in counts.items()}
 
     def require(self, study: Study, split: Split) -> PreparedView:
         """Like :meth:`view`, but an empty split is an error."""

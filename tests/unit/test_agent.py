@@ -1,0 +1,192 @@
+"""The agent's answers: who must have said yes, what is sent again, what is never done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from client import agent as agents
+from client.agent import Agent
+from client.approvals import Approvals
+from client.federation import join, join_request
+from client.home import Home
+from common import protocol
+from common.errors import VaultError
+from common.models import build_initial
+from common.study import Study
+from common.weights import state_of
+from server.provision import Coordinator
+from tests.integration.federation_fixtures import STUDY, fill
+from tests.integration.services_keys import free_port
+from tests.unit import federation as fed
+
+PASSPHRASE = "correct horse battery"
+OURS = Study.parse(STUDY)
+
+
+class Site:
+    """A site that has joined, its coordinator, and the messages between them."""
+
+    def __init__(self, folder: Path, images: int = 120, **options: object) -> None:
+        address = f"127.0.0.1:{free_port()}"
+        self.coordinator = Coordinator.init(folder / "hub", name="trial", address=address, listen=address, also=[])
+        self.home = Home.init(folder / "north", alias="north", synthetic=True, **options)  # type: ignore[arg-type]
+        fill(self.home, images, 1)
+        kit = self.coordinator.admit(join_request(self.home).read_bytes())
+        join(self.home, kit, coordinator=self.coordinator.key.public.fingerprint)
+        self.agent = Agent(self.home)
+        model, _ = build_initial(OURS, 1, Path())
+        self.weights = state_of(model)
+
+    def send(self, request: protocol.Request) -> protocol.Reply:
+        return protocol.open_reply(self.agent.answer(self.message(request)))
+
+    def message(self, request: protocol.Request) -> Message:
+        return protocol.seal(request).to(1, 60.0)
+
+    def survey(self, study: Study = OURS, roster: bytes | None = None) -> protocol.Reply:
+        signed = self.coordinator.signed_roster if roster is None else roster
+        return self.send(protocol.SurveyRequest(protocol.Task(study), signed))
+
+    def train(self, round_: int = 1, shift: float = 0.0, **task: object) -> protocol.Reply:
+        weights = {name: np.asarray(value + np.asarray(shift, value.dtype)) for name, value in self.weights.items()}
+        return self.send(protocol.TrainRequest(protocol.Task(OURS, round=round_, **task), weights))  # type: ignore[arg-type]
+
+    def decide(self, act: Callable[[Approvals], object]) -> None:
+        approvals = Approvals(self.home)
+        act(approvals)
+        approvals.close()
+
+    def approve(self) -> None:
+        self.decide(lambda found: found.approve(found.records()[0], role="operator", by="Ann"))
+
+    def events(self, event: str) -> list[dict[str, object]]:
+        return [dict(entry.facts) for entry in self.home.audit.entries() if entry.event == event]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    assert fed.TINY  # and Flower's task identity is set
+    made = Site(tmp_path)
+    yield made
+    made.agent.close()
+
+
+def refused(reply: protocol.Reply) -> str:
+    assert isinstance(reply, protocol.Refusal), reply
+    return reply.code
+
+
+def test_nothing_is_done_before_people_have_said_yes(site: Site) -> None:
+    assert refused(site.train()) == "approval-pending"
+    assert refused(site.survey()) == "approval-pending"
+    site.approve()
+    assert site.survey() == protocol.SurveyReply("north", {"train": 72, "val": 24, "test": 24}, site.survey().program)  # type: ignore[union-attr]
+    assert isinstance(site.train(), protocol.TrainReply)
+    other = OURS.derive(**{"federation.rounds": 5})
+    assert refused(site.survey(other)) == "approval-pending", "one number changed"
+
+
+def test_a_reply_is_sent_again_and_nothing_is_computed_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.survey()
+    site.approve()
+    first = site.train()
+    assert isinstance(first, protocol.TrainReply)
+    monkeypatch.setattr(agents, "handle", lambda *_: pytest.fail("computed again"))
+    again = site.train()
+    assert isinstance(again, protocol.TrainReply)
+    assert all(np.array_equal(first.weights[name], again.weights[name]) for name in first.weights)
+    assert refused(site.train(shift=0.1)) == "round-spent"
+    site.agent.close()
+    site.agent = Agent(site.home)  # after a crash too
+    assert isinstance(site.train(), protocol.TrainReply)
+    assert len([facts for facts in site.events("reply") if facts["kind"] == protocol.TRAIN]) == 1
+
+
+def test_one_approval_is_one_training(site: Site) -> None:
+    site.survey()
+    site.approve()
+    for task in ({"repeat": 1}, {"arm": "local:north"}, {"arm": "pooled"}):
+        assert refused(site.train(**task)) == "not-approved"
+    assert isinstance(site.train(), protocol.TrainReply)
+
+
+def test_a_withdrawal_during_a_fit_keeps_its_weights_here(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.survey()
+    site.approve()
+    work = agents.handle
+
+    def thinking_better(*arguments: object) -> Message:
+        reply = work(*arguments)  # type: ignore[arg-type]
+        site.decide(lambda found: found.withdraw(found.records()[0], by="Bob"))
+        return reply
+
+    monkeypatch.setattr(agents, "handle", thinking_better)
+    assert refused(site.train()) == "study-withdrawn"
+    assert not [facts for facts in site.events("reply") if facts["kind"] == protocol.TRAIN]
+    monkeypatch.setattr(agents, "handle", work)
+    assert refused(site.train()) == "study-withdrawn"
+
+
+def test_what_leaves_is_on_record_before_it_can_leave(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.survey()
+    site.approve()
+    site.survey()
+    site.survey()
+    surveys = [facts for facts in site.events("reply") if facts["kind"] == protocol.SURVEY]
+    assert len(surveys) == 1, "the same counts once"
+
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("client.replies.Replies.keep", killed)
+        with pytest.raises(SystemExit):
+            site.train()
+    assert len([facts for facts in site.events("reply") if facts["kind"] == protocol.TRAIN]) == 1
+
+
+def test_a_roster_that_is_refused_stops_everything(site: Site, tmp_path: Path) -> None:
+    site.survey()
+    site.approve()
+    assert isinstance(site.train(), protocol.TrainReply)
+    assert refused(site.survey(roster=b"junk")) == "roster-refused"
+    assert refused(site.train(round_=2)) == "roster-refused"
+    stranger = Coordinator.init(tmp_path / "other", name="trial", address="127.0.0.1:9", listen="127.0.0.1:9", also=[])
+    assert refused(site.survey(roster=stranger.signed_roster)) == "roster-refused"
+    assert isinstance(site.survey(), protocol.SurveyReply)
+    assert isinstance(site.train(round_=2), protocol.TrainReply)
+
+
+def test_counts_of_few_patients_do_not_leave(tmp_path: Path) -> None:
+    made = Site(tmp_path, images=20)
+    made.survey()
+    made.approve()
+    reply = made.survey()
+    assert isinstance(reply, protocol.SurveyReply)
+    assert reply.images == {"train": 12, "val": 0, "test": 0}
+    made.agent.close()
+
+
+def test_a_vault_behind_a_passphrase_takes_part(tmp_path: Path) -> None:
+    made = Site(tmp_path, key="passphrase:", passphrase=lambda: PASSPHRASE)
+    made.survey()
+    made.approve()
+    assert isinstance(made.train(), protocol.TrainReply)
+    made.agent.close()
+
+
+def test_a_message_that_cannot_be_read_is_answered_with_a_code(site: Site) -> None:
+    message = site.message(protocol.SurveyRequest(protocol.Task(OURS)))
+    del message.content["head"]
+    assert refused(protocol.open_reply(site.agent.answer(message))) == "protocol-mismatch"
+
+
+def test_two_agents_of_one_site_are_one_too_many(site: Site) -> None:
+    with site.home.serving(), pytest.raises(VaultError, match="another command is at work"):
+        agents.run(replace(site.home), stop=__import__("threading").Event())
