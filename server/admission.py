@@ -15,17 +15,31 @@ from common.errors import QuorumError
 from common.study import Study
 from server.rounds import Link, ask, quorum_of
 
-PENDING = (
-    "offline",
-    "no answer before the deadline",
-    "not reachable",
-    "approval-pending",
-    "site-paused",
-    "outside-hours",
-    "busy",
-    "roster-changed",
+PENDING = frozenset(
+    {
+        "offline",
+        "no answer before the deadline",
+        "not reachable",
+        # People, who may yet decide otherwise
+        "approval-pending",
+        "site-paused",
+        "outside-hours",
+        "roster-changed",
+        # Trouble at a site, which somebody will mend
+        "busy",
+        "internal-error",
+        "policy-unusable",
+        "key-unavailable",
+        "vault-unusable",
+        "audit-unusable",
+        "site-store-unusable",
+        "roster-refused",
+    }
 )
-"""Codes of sites that may yet say yes."""
+"""Codes of sites that may yet say yes; so may one whose node failed (a Flower error)."""
+_FLOWER_ERROR = "failed (Flower error"
+_MOST_PAUSES = 12
+"""A wait grows to this many times ``pause_s``: with the usual 5 s, to a minute."""
 
 
 @dataclass
@@ -40,47 +54,77 @@ class Admission:
     patience_s: float
     """Once the quorum has approved, how long the others are waited for."""
     pause_s: float = 5.0
+    """Between two surveys; longer while nobody answers otherwise than before."""
+    begun: frozenset[str] = frozenset()
+    """The sites of a run that has begun before: only these are asked, and all of them stay its sites."""
     answers: dict[str, str] = field(default_factory=dict)
     """Alias -> ``ready``, ``offline`` or a site's code: what ``status`` shows."""
     programs: dict[str, str] = field(default_factory=dict)
     """Alias -> version of fedward there."""
 
+    def nodes(self) -> dict[str, int]:
+        """Alias -> node id of the sites to ask; 0 for one that has begun and is not on the roster now."""
+        sites = self.sites()
+        return {alias: sites.get(alias, 0) for alias in sorted(self.begun)} if self.begun and sites else dict(sites)
+
 
 def admit(link: Link, study: Study, admission: Admission) -> dict[str, int]:
     """The sites that take part: alias -> node id. Waits for them; ``link.stop`` ends it.
+
+    A run that has begun goes on with all of its sites once a quorum of them is there: its checkpoint is theirs, and
+    who is still away counts as away in each round, as if it had left in the middle.
 
     Raises :class:`QuorumError` when so many have refused that the quorum cannot be reached.
     """
     since: float | None = None
     said: dict[str, str] = {}
+    pause_s = admission.pause_s
     while True:
         link.check_stop()
-        nodes = dict(admission.sites())
-        ready = _ask_all(link, study, admission, nodes)
+        nodes, online = admission.nodes(), admission.online()
+        ready = _ask_all(link, study, admission, nodes, online)
         for alias, answer in admission.answers.items():
             if said.get(alias) != answer:
                 link.events.emit("site-answer", site=alias, answer=answer)
+        unchanged = said == admission.answers
+        pause_s = min(2 * pause_s, _MOST_PAUSES * admission.pause_s) if unchanged else admission.pause_s
         said = dict(admission.answers)
         quorum = quorum_of(study, len(nodes))
-        undecided = [alias for alias, answer in said.items() if answer in PENDING]
-        if nodes and not undecided and len(ready) < quorum:
+        undecided = [alias for alias, answer in said.items() if answer in PENDING or answer.startswith(_FLOWER_ERROR)]
+        if nodes and len(ready) + len(undecided) < quorum:
             listed = ", ".join(f"{alias}: {answer}" for alias, answer in sorted(said.items()) if answer != "ready")
-            raise QuorumError(f"{len(ready)} of {len(nodes)} sites take part, the quorum asks for {quorum} ({listed})")
+            waiting = f", {len(undecided)} more may" if undecided else ""
+            raise QuorumError(
+                f"{len(ready)} of {len(nodes)} sites take part{waiting}, the quorum asks for {quorum} ({listed})"
+            )
         if len(ready) >= quorum:
             since = link.clock() if since is None else since
-            if not undecided or link.clock() - since >= admission.patience_s:
-                return ready
+            left = since + admission.patience_s - link.clock()
+            if not undecided or left <= 0:
+                return nodes if admission.begun else ready
+            pause_s = min(pause_s, left)
         else:
             since = None
-        link.sleep(admission.pause_s)
+        _rest(link, admission, pause_s, online)
 
 
-def _ask_all(link: Link, study: Study, admission: Admission, nodes: Mapping[str, int]) -> dict[str, int]:
-    online = {alias: node for alias, node in nodes.items() if alias in admission.online()}
-    said = dict.fromkeys(sorted(nodes), "offline")
+def _rest(link: Link, admission: Admission, pause_s: float, online: frozenset[str]) -> None:
+    """Wait ``pause_s`` seconds, or until another site has come or gone."""
+    ends = link.clock() + pause_s
+    while (left := ends - link.clock()) > 0 and not link.stop.is_set():
+        link.sleep(min(left, admission.pause_s))
+        if admission.online() != online:
+            return
+
+
+def _ask_all(
+    link: Link, study: Study, admission: Admission, nodes: Mapping[str, int], online: frozenset[str]
+) -> dict[str, int]:
+    reached = {alias: node for alias, node in nodes.items() if alias in online}
+    said = {alias: "offline" if node else "not on the roster" for alias, node in sorted(nodes.items())}
     sealed = protocol.seal(protocol.SurveyRequest(protocol.Task(study), admission.roster()))
     ready: dict[str, int] = {}
-    for answer in ask(link, sealed, online, max(30.0, admission.pause_s)):
+    for answer in ask(link, sealed, reached, max(30.0, admission.pause_s)):
         reply = answer.reply
         if not isinstance(reply, protocol.SurveyReply):
             said[answer.site] = answer.reason.removeprefix("declined: ") or "wrong kind of reply"

@@ -69,7 +69,7 @@ def steps(paths: list[Path], scratch: Path) -> dict[str, float]:
             "quality": timed(lambda: [measure(image) for image in images]),
             "AES-GCM": timed(seal),
             "adding": timed(lambda: vault.add(records)),
-            "MAC of the vault's file": timed(vault.file_mac),
+            "MAC of the vault's file": timed(lambda: vault.file_mac(bytes(32))),
         }
     found["SQLite"] = found.pop("adding") - found["AES-GCM"]
     return {name: value / len(images) for name, value in found.items()}

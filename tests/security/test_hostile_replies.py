@@ -163,7 +163,7 @@ def test_a_reply_holds_no_more_than_it_should(home: Path, resident: Resident) ->
         reply = handle(REQUESTS[what](), lambda: home, resident)
         records = {name: sorted(record) for name, record in reply.content.items()}
         assert set(records) <= {"head", "facts", "weights", "statistics"}
-        assert set(records["head"]) <= {"protocol", "site", "kind", "round", "images"}
+        assert set(records["head"]) <= {"protocol", "site", "kind", "round", "images", "program"}
         assert set(records.get("facts", [])) <= {"examples", "loss", "seconds"}
         sent = everything_in(reply)
         for word in (*named, b"phantom", b"sqlite", str(home.parent).encode()):
