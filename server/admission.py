@@ -121,7 +121,8 @@ def _ask_all(
     link: Link, study: Study, admission: Admission, nodes: Mapping[str, int], online: frozenset[str]
 ) -> dict[str, int]:
     reached = {alias: node for alias, node in nodes.items() if alias in online}
-    said = {alias: "offline" if node else "not on the roster" for alias, node in sorted(nodes.items())}
+    listed = admission.sites()
+    said = {alias: "offline" if alias in listed else "not on the roster" for alias in sorted(nodes)}
     sealed = protocol.seal(protocol.SurveyRequest(protocol.Task(study), admission.roster()))
     ready: dict[str, int] = {}
     for answer in ask(link, sealed, reached, max(30.0, admission.pause_s)):

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.errors import QuorumError, StudyError
 from common.files import write_atomically
 from common.study import Study
+from server.desk import CHECKPOINT
 from server.events import EventLog, JsonLines
 from server.results import arm_json, finish, write_model
 from server.rounds import Arm, Link, Work, quorum_of, survey
@@ -43,9 +44,7 @@ def train(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: P
     """Train and test ``study`` over ``sites`` (alias -> node id), all of which have training images."""
     if not sites:
         raise QuorumError("no site has training images for this study; see its events for what each site answered")
-    work = Work(
-        study, "federated", 0, sites, checkpoint=out / "state" / "federated" / "checkpoint.safetensors", base=base
-    )
+    work = Work(study, "federated", 0, sites, checkpoint=out / CHECKPOINT, base=base)
     arm = finish(work, Arm(link, work).run())
     # Who no longer answered in the last round does not take part in the test either, and that is told.
     last = arm.progress.history[-1]["sites"]

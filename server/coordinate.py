@@ -11,16 +11,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
+from datetime import datetime
 from typing import Any
 
 from common.errors import FedwardError, IdentityError, Interrupted, QuorumError
 from common.identity import Address
 from server.admission import Admission, admit
 from server.app import train
-from server.desk import EVENTS, STATUS, UNFINISHED, RunFolder, all_runs
+from server.desk import EVENTS, STATUS, UNFINISHED, RunFolder, State, all_runs, at_work
 from server.events import EventLog, JsonLines
 from server.provision import Coordinator
 from server.rounds import Link
@@ -56,51 +56,94 @@ class Running:
             client_ca=coordinator.authority_path if coordinator.config.site_certificates else None,
         )
         self._listed: dict[str, bytes] = {}
+        self._barred: frozenset[str] = frozenset()
         self._signed = b""
         self._run: _Run | None = None
+        self._trouble: dict[str, str] = {}
 
     def run(self, *, stop: threading.Event, resume: bool = False) -> None:
-        """Serve until ``stop``. Runs that a killed process left are marked; ``resume`` queues such runs again."""
+        """Serve until ``stop``. Runs that a killed process left are marked; ``resume`` queues the last such run again.
+
+        A disk that is full or a damaged file ends nothing: it is said once, and tried again each tick.
+
+        Raises :class:`RunError` where a coordinator runs in this directory, :class:`FleetError` where the port is
+        taken; no run is touched then.
+        """
+        directory = self._coordinator.directory
+        with at_work(directory):
+            self._try("the roster", self._follow_roster)
+            with self.fleet:
+                logger.info("listening on %s, port %d", self._coordinator.config.listen, self.fleet.port)
+                counted = self._try("the runs", lambda: self._take_stock(resume=resume))
+                try:
+                    while not stop.is_set():
+                        self._try("the roster", self._follow_roster)
+                        if counted:
+                            self._try("the runs", self._next_run)
+                        else:
+                            counted = self._try("the runs", lambda: self._take_stock(resume=resume))
+                        self._try(STATUS, self._tell)
+                        stop.wait(self._tick_s)
+                finally:
+                    if self._run is not None:
+                        self._run.end()
+                        self._run = None
+                    with suppress(FedwardError, OSError):
+                        self._tell(running=False)
+
+    def _try(self, what: str, step: Callable[[], None]) -> bool:
+        """Whether ``step`` went well; what is wrong is logged when it changes."""
+        said = ""
+        try:
+            step()
+        except (FedwardError, OSError) as error:
+            said = str(error)
+        if said != self._trouble.get(what, ""):
+            logger.log(logging.ERROR if said else logging.INFO, "%s: %s", what, said or "in order again")
+        self._trouble[what] = said
+        return not said
+
+    def _take_stock(self, *, resume: bool) -> None:
+        """Before the first run: what a killed coordinator left, and what was asked of it meanwhile."""
         at = self._coordinator.clock()
         for folder in all_runs(self._coordinator.runs):
-            if folder.state in UNFINISHED:
+            state = folder.state
+            if state in (*UNFINISHED, "interrupted") and folder.to_stop:
+                folder.turn("stopped", at, why="asked to")
+            elif state in UNFINISHED:
                 folder.turn("interrupted", at, why="the coordinator was killed")
-            if resume and folder.state == "interrupted":
-                folder.resume(at)
-        self._follow_roster()
-        with self.fleet:
-            logger.info("listening on %s, port %d", self._coordinator.config.listen, self.fleet.port)
-            try:
-                while not stop.is_set():
-                    self._follow_roster()
-                    self._next_run()
-                    self._tell()
-                    stop.wait(self._tick_s)
-            finally:
-                if self._run is not None:
-                    self._run.end()
-                    self._run = None
-                with suppress(FedwardError):
-                    self._tell(running=False)
+        left = [folder for folder in all_runs(self._coordinator.runs) if folder.state == "interrupted"]
+        if resume and left:
+            max(left, key=lambda folder: (str(folder.facts.get("interrupted", "")), folder.name)).resume(at)
 
     def _follow_roster(self) -> None:
-        """Register and shut out as ``roster.json`` says now; a damaged one changes nothing and is said."""
-        try:
-            signed = self._coordinator.signed_roster
-            if signed == self._signed:
-                return
-            wanted = {entry.alias: entry.public_key.openssh.encode() for entry in self._coordinator.roster.active}
-        except IdentityError as error:
-            logger.error("%s", error)
+        """Register and shut out as ``roster.json`` says now. Raises :class:`IdentityError` for a damaged one."""
+        signed = self._coordinator.signed_roster
+        if signed == self._signed:
             return
+        wanted = {entry.alias: entry.public_key.openssh.encode() for entry in self._coordinator.roster.active}
         for alias in set(self._listed) - set(wanted):
-            self.fleet.revoke(alias)
-            logger.info("%s is out", alias)
+            self._shut_out(alias)
+        barred = set()
         for alias, key in wanted.items():
-            if self._listed.get(alias) != key:
+            if self._listed.get(alias) == key:
+                continue
+            try:
                 self.fleet.register(alias, key)
+            except IdentityError as error:
+                logger.error("%s cannot come in: %s, or restart `fedward coordinator up`", alias, error)
+                if alias in self._listed:  # by a key that it has no longer
+                    self._shut_out(alias)
+                barred.add(alias)
+            else:
+                self._listed[alias] = key
                 logger.info("%s may come in", alias)
-        self._listed, self._signed = wanted, signed
+        self._barred, self._signed = frozenset(barred), signed
+
+    def _shut_out(self, alias: str) -> None:
+        del self._listed[alias]
+        self.fleet.revoke(alias)
+        logger.info("%s is out", alias)
 
     def _next_run(self) -> None:
         if self._run is not None:
@@ -108,22 +151,26 @@ class Running:
                 self._run.stop.set()
             if self._run.alive:
                 return
+            self._run.settle()
             self._run = None
         for folder in all_runs(self._coordinator.runs):
             if folder.state == "queued":
                 if folder.to_stop:
                     folder.turn("stopped", self._coordinator.clock(), why="before it began")
                     continue
-                self._run = _Run(self._coordinator, self.fleet, folder, self._admission())
+                self._run = _Run(self._coordinator, self.fleet, folder, self._admission(folder))
                 return
 
-    def _admission(self) -> Admission:
+    def _admission(self, folder: RunFolder) -> Admission:
         return Admission(
-            sites=lambda: {alias: status.node_id for alias, status in self.fleet.nodes().items()},
+            sites=lambda: (
+                dict.fromkeys(self._barred, 0) | {alias: status.node_id for alias, status in self.fleet.nodes().items()}
+            ),
             online=lambda: frozenset(alias for alias, status in self.fleet.nodes().items() if status.online),
             roster=lambda: self._signed,
             patience_s=self._patience_s,
             pause_s=self._pause_s,
+            begun=folder.begun,
         )
 
     def _tell(self, *, running: bool = True) -> None:
@@ -154,12 +201,14 @@ class Running:
 
 
 class _Run:
-    """One run in its own thread."""
+    """One run in its own thread. Raises :class:`RunError` for a folder that is damaged."""
 
     def __init__(self, coordinator: Coordinator, fleet: Fleet, folder: RunFolder, admission: Admission) -> None:
         self.folder, self.admission = folder, admission
         self.stop = threading.Event()
         self._coordinator, self._fleet = coordinator, fleet
+        self._facts = folder.facts
+        self._outcome: tuple[State, datetime, str] | None = None
         self._last: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._work, name="fedward-run", daemon=True)
         self._thread.start()
@@ -172,36 +221,57 @@ class _Run:
         """Stop after the message at hand, and wait for that."""
         self.stop.set()
         self._thread.join(60.0)
+        try:
+            self.settle()
+        except FedwardError as error:
+            logger.error("how run %s ended is not on the disk: %s", self.folder.name, error)
+
+    def settle(self) -> None:
+        """Put the outcome on the disk, once there is one. Raises :class:`RunError` where it is full: call again."""
+        if self._outcome is not None and self.folder.path.is_dir():
+            state, at, why = self._outcome
+            self.folder.turn(state, at, known=self._facts, why=why)
+        self._outcome = None
 
     def facts(self) -> dict[str, Any]:
         """For ``status``."""
         return {"name": self.folder.name, **self._last}
 
+    def _turn(self, state: State, **facts: Any) -> None:
+        self._facts = self.folder.turn(state, self._coordinator.clock(), known=self._facts, **facts)
+
     def _work(self) -> None:
-        folder, clock = self.folder, self._coordinator.clock
+        state: State = "failed"
+        try:
+            state, why = self._train()
+        except FedwardError as error:
+            logger.error("run %s: %s", self.folder.name, error)
+            why = str(error)
+        except Exception as error:
+            logger.exception("run %s failed", self.folder.name)
+            why = f"unexpected: {type(error).__name__}; see the log"
+        self._outcome = (state, self._coordinator.clock(), why)
+
+    def _train(self) -> tuple[State, str]:
+        """How it ended, and why. Raises for a run that failed."""
+        folder = self.folder
         lines = JsonLines.append_to(folder.path / EVENTS)
         events = EventLog(lines, self._remember)
         try:
             study = folder.study
-            folder.turn("waiting", clock())
+            self._turn("waiting")
             with self._fleet.grid() as grid:
                 link = Link(grid, events, stop=self.stop, sleep=self._sleep)
                 sites = admit(link, study, self.admission)
-                folder.turn("running", clock(), sites=sorted(sites))
+                self._turn("running", sites=sorted(sites))
                 events.emit("begun", study=study.hash, sites=sorted(sites))
                 train(link, study, sites, folder.path, folder.base)
-            folder.turn("finished", clock())
+            return "finished", ""
         except Interrupted:
-            asked = folder.to_stop
-            folder.turn("stopped" if asked else "interrupted", clock(), why="asked to" if asked else "shut down")
-        except FedwardError as error:
-            logger.error("run %s: %s", folder.name, error)
-            folder.turn("failed", clock(), why=str(error))
-            if isinstance(error, QuorumError):
-                events.emit("alert", kind="quorum-lost", why=str(error))
-        except Exception as error:
-            logger.exception("run %s failed", folder.name)
-            folder.turn("failed", clock(), why=f"unexpected: {type(error).__name__}; see the log")
+            return ("stopped", "asked to") if folder.to_stop else ("interrupted", "shut down")
+        except QuorumError as error:
+            events.emit("alert", kind="quorum-lost", why=str(error))
+            raise
         finally:
             lines.close()
 
@@ -215,12 +285,3 @@ class _Run:
             self._last["absent"] = {
                 site: facts["status"] for site, facts in line["sites"].items() if facts["status"] != "ok"
             }
-
-
-def read_status(directory: Path) -> dict[str, Any] | None:
-    """What the running coordinator last told; ``None`` where none has run."""
-    try:
-        found: dict[str, Any] = json.loads((directory / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found

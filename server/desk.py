@@ -1,7 +1,8 @@
 """A coordinator's runs on the disk: what the command line asks for, and what the running coordinator makes of it.
 
 There is no control socket. ``launch`` puts a run's folder into ``runs/``, ``stop`` a mark into it; the process that
-``up`` starts looks there every second and writes ``status.json``. Who may write to the directory is in command.
+``up`` starts looks there every second and writes ``status.json``. Who may write to the directory is in command. That
+process holds a lock on ``.up.lock``, which the kernel frees however it ends: the lock tells whether one is at work.
 
 ::
 
@@ -10,19 +11,28 @@ There is no control socket. ``launch`` puts a run's folder into ``runs/``, ``sto
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from common.errors import RunError
+from pydantic import BaseModel
+
+from common.errors import FedwardError, RunError
 from common.files import write_atomically
 from common.study import Study
 
 State = Literal["queued", "waiting", "running", "finished", "failed", "stopped", "interrupted"]
 STATUS, STUDY, RUN, STOP, EVENTS = "status.json", "study.yaml", "run.json", "stop", "events.jsonl"
+CHECKPOINT = Path("state", "federated", "checkpoint.safetensors")
+_UP = ".up.lock"
+_LOCK_S = 1.0
 RESUMABLE: tuple[State, ...] = ("failed", "stopped", "interrupted")
 UNFINISHED: tuple[State, ...] = ("waiting", "running")
 
@@ -54,21 +64,50 @@ class RunFolder:
     def facts(self) -> dict[str, Any]:
         """``run.json``. Raises :class:`RunError`."""
         try:
-            found = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+            return _Facts.model_validate_json((self.path / RUN).read_bytes()).model_dump(exclude_unset=True)
         except (OSError, ValueError):
-            found = None
-        if not isinstance(found, dict) or found.get("state") not in get_args(State):
-            raise RunError(f"{self.path / RUN} is missing or damaged; restore it from a backup, or launch anew")
+            raise RunError(
+                f"{self.path / RUN} is missing or damaged; restore it from a backup, or launch anew"
+            ) from None
+
+    @property
+    def state(self) -> State | Literal["damaged"]:
+        """``damaged``: ``run.json`` cannot be read; :attr:`facts` says the remedy."""
+        try:
+            state: State = self.facts["state"]
+        except RunError:
+            return "damaged"
+        return state
+
+    def turn(
+        self, state: State, at: datetime, *, known: Mapping[str, Any] | None = None, **facts: Any
+    ) -> dict[str, Any]:
+        """Change the state; ``facts`` are kept beside it. What ``run.json`` holds then.
+
+        ``known``: what it held, for the one whose run it is while it goes on.
+        """
+        new = {**(self.facts if known is None else known), "state": state, state: _stamp(at), **facts}
+        self._write(new)
+        return new
+
+    @property
+    def hash(self) -> str | None:
+        """The study's; ``None`` where neither ``run.json`` nor the study can be read."""
+        try:
+            found: str = self.facts["hash"]
+        except RunError:
+            try:
+                return self.study.hash
+            except FedwardError:
+                return None
         return found
 
     @property
-    def state(self) -> State:
-        state: State = self.facts["state"]
-        return state
-
-    def turn(self, state: State, at: datetime, **facts: Any) -> None:
-        """Change the state; ``facts`` are kept beside it."""
-        self._write({**self.facts, "state": state, state: _stamp(at), **facts})
+    def begun(self) -> frozenset[str]:
+        """The sites whose checkpoint it has; empty where it has none."""
+        if not (self.path / CHECKPOINT).exists():
+            return frozenset()
+        return frozenset(self.facts.get("sites", ()))
 
     @property
     def study(self) -> Study:
@@ -86,10 +125,14 @@ class RunFolder:
         """Leave the mark."""
         write_atomically(self.path / STOP, b"")
 
-    def resume(self, at: datetime) -> None:
-        """Queue it again, from its checkpoint. Raises :class:`RunError` where there is nothing to resume."""
-        if self.state not in RESUMABLE:
-            raise RunError(f"run {self.name} is {self.state}; only {', '.join(RESUMABLE)} ones are resumed")
+    def resume(self, at: datetime, *, killed: bool = False) -> None:
+        """Queue it again, from its checkpoint. ``killed``: no coordinator is at work, whatever the state says.
+
+        Raises :class:`RunError` where there is nothing to resume.
+        """
+        state = self.facts["state"]
+        if state not in RESUMABLE and not (killed and state in UNFINISHED):
+            raise RunError(f"run {self.name} is {state}; only {', '.join(RESUMABLE)} ones are resumed")
         (self.path / STOP).unlink(missing_ok=True)
         self.turn("queued", at, why="")
 
@@ -98,9 +141,18 @@ class RunFolder:
 
 
 def all_runs(runs: Path) -> Iterator[RunFolder]:
-    """Every run, the earliest first."""
-    if runs.is_dir():
-        yield from (RunFolder(path) for path in sorted(runs.iterdir()) if (path / RUN).is_file())
+    """Every run, the earliest first, damaged ones too; what cannot even be looked into is left out."""
+    try:
+        paths = sorted(runs.iterdir())
+    except OSError:
+        return
+    for path in paths:
+        try:
+            found = (path / RUN).is_file()
+        except OSError:
+            continue
+        if found:
+            yield RunFolder(path)
 
 
 def find_run(runs: Path, name: str | None, *states: State) -> RunFolder:
@@ -116,5 +168,88 @@ def find_run(runs: Path, name: str | None, *states: State) -> RunFolder:
     return found[-1]
 
 
+@contextmanager
+def at_work(directory: Path) -> Iterator[None]:
+    """Be the one running coordinator of ``directory``. Raises :class:`RunError` where there is one."""
+    try:
+        file = os.open(directory / _UP, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise RunError(f"cannot write in {directory}: {error.strerror}; check its owner and permissions") from None
+    try:
+        ends = time.monotonic() + _LOCK_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > ends:  # and not at once: is_at_work holds it for a moment
+                    raise RunError(f"a coordinator is running in {directory} already; stop that one first") from None
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(file)
+
+
+def is_at_work(directory: Path) -> bool:
+    """Whether a coordinator runs in ``directory`` now. Raises :class:`RunError` where that cannot be told."""
+    try:
+        file = os.open(directory / _UP, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise RunError(f"cannot read {directory / _UP}: {error.strerror}; check its owner and permissions") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+class _Facts(BaseModel, extra="allow"):
+    state: State
+    hash: str
+    base: str
+    sites: list[str] = []
+    why: str = ""
+
+
+class _Site(BaseModel):
+    online: bool
+    last_seen: float | None
+    answer: str
+    program: str
+
+
+class _Run(BaseModel):
+    name: str
+    round: int | None = None
+    rounds: int | None = None
+    val_auc: float | None = None
+    absent: dict[str, str] = {}
+
+
+class _Status(BaseModel):
+    at: float
+    process: int
+    port: int
+    sites: dict[str, _Site]
+    run: _Run | None
+    refused: dict[str, int]
+
+
+def read_status(directory: Path) -> dict[str, Any] | None:
+    """What a running coordinator last told; ``None`` where none has run, or the file is damaged."""
+    try:
+        text = (directory / STATUS).read_bytes()
+        _Status.model_validate_json(text)
+        found: dict[str, Any] = json.loads(text)
+    except (OSError, ValueError):
+        return None
+    return found
+
+
 def _stamp(at: datetime) -> str:
-    return at.isoformat(timespec="seconds")
+    """In UTC, so that the later one sorts behind the earlier one."""
+    return at.astimezone(UTC).isoformat(timespec="seconds")

@@ -12,13 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common.errors import IdentityError, RunError
+from common.errors import IdentityError, RunError, StudyError
 from common.logs import log_to
 from common.study import Study
-from server.desk import EVENTS, RESUMABLE, RunFolder, all_runs, find_run
+from server.desk import EVENTS, RESUMABLE, UNFINISHED, RunFolder, all_runs, find_run, is_at_work, read_status
 from server.provision import Coordinator
 
-_SILENT_S = 10.0
 _ANSWERS = {
     "": "",
     "ready": "has approved",
@@ -39,11 +38,11 @@ def up(directory: Path, *, resume: bool, patience_s: float) -> None:
     from server.coordinate import Running
 
     coordinator = Coordinator.open(directory)
+    if is_at_work(directory):
+        raise RunError(f"a coordinator is running in {directory} already; stop that one first")
     log_to(directory / "logs" / "coordinator.log")
     for expiry in coordinator.expiring():
         logging.getLogger("fedward").warning("%s: %d days left; run `%s`", expiry.what, expiry.days, expiry.remedy)
-    if _alive(directory):
-        raise RunError(f"a coordinator is running in {directory} already; stop that one first")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -51,33 +50,52 @@ def up(directory: Path, *, resume: bool, patience_s: float) -> None:
 
 
 def launch(path: Path, directory: Path) -> None:
-    from common.models import build
-    from server.strategies import build_strategy
-
     coordinator = Coordinator.open(directory)
     study = Study.load(path)
-    build_strategy(study.federation.strategy)  # a mistake shows here, not at the sites
-    build(study, 0)
-    if not coordinator.roster.active:
-        raise IdentityError("no site is on the roster; take some in with `fedward coordinator admit`")
+    _check(study, path, coordinator)
     folder = RunFolder.launch(coordinator.runs, study, path.parent, coordinator.clock())
     print(f"{folder.name}: hash {study.hash}")
     print("each site's people see it with `fedward site studies` and decide with `fedward site approve`")
-    if not _alive(directory):
+    if not is_at_work(directory):
         print("it begins when `fedward coordinator up` runs")
 
 
+def _check(study: Study, path: Path, coordinator: Coordinator) -> None:
+    """A mistake shows here, not at the sites."""
+    from common.models import build_initial
+    from server.strategies import build_strategy
+
+    build_strategy(study.federation.strategy)
+    build_initial(study, 0, path.parent)
+    expires = study.governance.expires
+    if expires is not None and coordinator.clock().date() > expires:
+        raise StudyError(f"{path}: the study expired on {expires}; set governance.expires to a later day")
+    for run in all_runs(coordinator.runs):
+        if run.hash == study.hash:  # the sites have answered its rounds, and answer each only once
+            raise RunError(f"run {run.name} ({run.state}) has this study already: resume it, or rename the study")
+    if not coordinator.roster.active:
+        raise IdentityError("no site is on the roster; take some in with `fedward coordinator admit`")
+
+
 def stop(name: str | None, directory: Path) -> None:
-    run = find_run(Coordinator.open(directory).runs, name, "queued", "waiting", "running")
+    coordinator = Coordinator.open(directory)
+    run = find_run(coordinator.runs, name, "queued", "waiting", "running", "interrupted")
+    state = run.facts["state"]
+    if state not in ("queued", "interrupted", *UNFINISHED):
+        raise RunError(f"run {run.name} is {state} already")
     run.ask_to_stop()
-    print(f"{run.name} stops after the message at hand")
+    if state == "interrupted":
+        run.turn("stopped", coordinator.clock(), why="asked to")
+    at_once = state in ("queued", "interrupted") or not is_at_work(directory)
+    print(f"{run.name} " + ("is stopped" if at_once else "stops after the message at hand"))
 
 
 def resume(name: str | None, directory: Path) -> None:
     coordinator = Coordinator.open(directory)
-    run = find_run(coordinator.runs, name, *RESUMABLE)
-    run.resume(coordinator.clock())
-    print(f"{run.name} goes on from its last checkpoint" + ("" if _alive(directory) else " when `up` runs"))
+    alive = is_at_work(directory)
+    run = find_run(coordinator.runs, name, *RESUMABLE, *(() if alive else UNFINISHED))
+    run.resume(coordinator.clock(), killed=not alive)
+    print(f"{run.name} goes on from its last checkpoint" + ("" if alive else " when `up` runs"))
 
 
 def logs(name: str | None, directory: Path) -> None:
@@ -103,22 +121,22 @@ def export(out: Path, name: str | None, directory: Path) -> None:
 
 def status(directory: Path, *, as_json: bool) -> None:
     coordinator = Coordinator.open(directory)
-    told = _told(directory)
-    runs = [{"name": run.name, **run.facts} for run in all_runs(coordinator.runs)]
+    alive = is_at_work(directory)
+    told = (read_status(directory) or {}) if alive else {}  # what a dead one told of is over
+    runs = [_facts(run) for run in all_runs(coordinator.runs)]
     expiries = {expiry.what: expiry.days for expiry in coordinator.expiries()}
     if as_json:
-        alive = _alive(directory)
-        print(json.dumps({"up": alive, **(told or {}), "runs": runs, "certificate_days": expiries}, ensure_ascii=False))
+        print(json.dumps({"up": alive, **told, "runs": runs, "certificate_days": expiries}, ensure_ascii=False))
         return
-    if not _alive(directory):
+    if not alive:
         print("the coordinator is not running: start it with `fedward coordinator up`")
     roster = coordinator.roster
     print(f"{coordinator.config.name}: {len(roster.active)} sites, reached at {coordinator.config.address}")
-    sites = told["sites"] if told else {}
     for entry in roster.active:
-        print(f"  {entry.alias:<16} {_site(sites.get(entry.alias))}")
-    for run in runs[-5:]:
-        print(f"{run['name']}: {_run(run, told)}")
+        site = _site(told.get("sites", {}).get(entry.alias)) if alive else "not seen while the coordinator is down"
+        print(f"  {entry.alias:<16} {site}")
+    said = [f"{run['name']}: {_run(run, told, _ahead(run, runs), alive=alive)}" for run in runs]
+    print("\n".join(said[-5:]), end="\n" if said else "")
     for what, days in expiries.items():
         if days <= 30:
             print(f"certificate {what}: {days} days left")
@@ -137,26 +155,34 @@ def _site(facts: dict[str, Any] | None) -> str:
     return ", ".join(words)
 
 
-def _run(run: dict[str, Any], told: dict[str, Any] | None) -> str:
-    live = told["run"] if told and told["run"] and told["run"]["name"] == run["name"] else {}
+def _facts(run: RunFolder) -> dict[str, Any]:
+    try:
+        return {"name": run.name, **run.facts}
+    except RunError as error:
+        return {"name": run.name, "state": "damaged", "why": str(error)}
+
+
+def _ahead(run: dict[str, Any], runs: list[dict[str, Any]]) -> str:
+    """The run that a queued one comes after; none for the next."""
+    earlier = [other["name"] for other in runs if other["state"] == "queued" and other["name"] < run["name"]]
+    active = [other["name"] for other in runs if other["state"] in UNFINISHED]
+    return str([*active, *earlier][-1]) if active or earlier else ""
+
+
+def _run(run: dict[str, Any], told: dict[str, Any], ahead: str, *, alive: bool) -> str:
+    live = told["run"] if told.get("run") and told["run"]["name"] == run["name"] else {}
+    if run["state"] in UNFINISHED and not alive:
+        return f"was {run['state']} when the coordinator ended; goes on with `fedward coordinator up --resume`"
+    if run["state"] == "queued" and ahead:
+        return f"queued, behind {ahead}"
     if run["state"] == "waiting":
         return f"waits for the sites' approval, hash {run['hash'][:12]}"
     if run["state"] == "running":
-        where = f"round {live['round']} of {live['rounds']}" if live.get("round") else "the first round is on its way"
+        where = (
+            f"round {live['round']} of {live.get('rounds')}" if live.get("round") else "the first round is on its way"
+        )
         auc = f", validation AUC {live['val_auc']:.3f}" if live.get("val_auc") is not None else ""
         lost = "".join(f"; {site}: {reason}" for site, reason in live.get("absent", {}).items())
         return f"running, {where}{auc}{lost}"
     why = f": {run['why']}" if run.get("why") else ""
     return f"{run['state']}{why}"
-
-
-def _told(directory: Path) -> dict[str, Any] | None:
-    from server.coordinate import read_status
-
-    return read_status(directory)
-
-
-def _alive(directory: Path) -> bool:
-    """Whether a coordinator has told of itself within the last seconds."""
-    told = _told(directory)
-    return told is not None and bool(told["process"]) and time.time() - told["at"] < _SILENT_S

@@ -19,7 +19,7 @@ RunName = Annotated[str | None, typer.Argument(metavar="RUN", help="A run's name
 def up(
     directory: Directory = HERE,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run that was interrupted, from its checkpoint.")
+        bool, typer.Option("--resume", help="Go on with the latest interrupted run, from its checkpoint.")
     ] = False,
     patience: Annotated[
         float, typer.Option(min=0.0, help="Seconds to wait for the others once the quorum has approved.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,11 +11,11 @@ import pytest
 
 from client.federation import join_request
 from client.home import Home
-from common.errors import IdentityError, RunError
+from common.errors import FedwardError, IdentityError, RunError, StudyError
 from common.study import Study
 from server import run_cli
 from server.coordinate import Running
-from server.desk import RunFolder, all_runs, find_run
+from server.desk import RunFolder, all_runs, at_work, find_run
 from server.provision import Coordinator
 from tests.integration.services_keys import free_port
 
@@ -38,6 +37,10 @@ def admitted(coordinator: Coordinator, tmp_path: Path) -> Home:
 
 def launched(runs: Path) -> RunFolder:
     return RunFolder.launch(runs, Study.parse(STUDY), Path(), AT)
+
+
+def named(name: str) -> Study:
+    return Study.parse(STUDY.replace("tiny", name))
 
 
 def test_runs_are_found_in_the_order_they_were_launched(tmp_path: Path) -> None:
@@ -64,8 +67,10 @@ def test_states_turn_and_are_kept(tmp_path: Path) -> None:
     run.resume(AT)
     assert (run.state, run.to_stop, run.facts["why"]) == ("queued", False, "")
     (run.path / "run.json").write_text("{")
+    assert run.state == "damaged"
+    assert run.hash == Study.parse(STUDY).hash, "of the study beside it"
     with pytest.raises(RunError, match="damaged"):
-        _ = run.state
+        run.resume(AT)
 
 
 def test_commands_in_the_wrong_order_say_what_comes_first(
@@ -84,8 +89,10 @@ def test_commands_in_the_wrong_order_say_what_comes_first(
     run_cli.status(hub, as_json=False)
     told = capsys.readouterr().out
     assert "not running: start it with `fedward coordinator up`" in told
-    assert "north            not seen" in told
+    assert "north            not seen while the coordinator is down" in told
     assert "-tiny: queued" in told
+    with pytest.raises(RunError, match=r"-tiny \(queued\) has this study already: resume it, or rename"):
+        run_cli.launch(study, hub)
     run_cli.stop(None, hub)
     with pytest.raises(RunError, match="only finished ones are exported"):
         run_cli.export(tmp_path / "out", sorted((hub / "runs").iterdir())[0].name, hub)
@@ -97,12 +104,73 @@ def test_commands_in_the_wrong_order_say_what_comes_first(
     assert [run["state"] for run in facts["runs"]] == ["queued"]
 
 
-def test_a_second_coordinator_in_one_directory_is_refused(coordinator: Coordinator, tmp_path: Path) -> None:
-    (coordinator.directory / "status.json").write_text(
-        json.dumps({"at": time.time(), "process": os.getpid(), "port": 1, "sites": {}, "run": None, "refused": {}})
-    )
-    with pytest.raises(RunError, match="already"):
+def test_a_second_coordinator_in_one_directory_is_refused(coordinator: Coordinator) -> None:
+    with at_work(coordinator.directory), pytest.raises(RunError, match="already"):
         run_cli.up(coordinator.directory, resume=False, patience_s=1.0)
+
+
+def test_what_a_dead_coordinator_told_is_not_shown(
+    coordinator: Coordinator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    admitted(coordinator, tmp_path)
+    site = {"online": True, "last_seen": time.time(), "answer": "ready", "program": "1"}
+    told = {"at": time.time(), "process": 1, "port": 1, "sites": {"north": site}, "run": None, "refused": {}}
+    (coordinator.directory / "status.json").write_text(json.dumps(told))
+    first, second, third = (RunFolder.launch(coordinator.runs, named(name), Path(), AT) for name in "abc")
+    run_cli.status(coordinator.directory, as_json=False)
+    assert "north            not seen while" in capsys.readouterr().out
+    with at_work(coordinator.directory):
+        run_cli.status(coordinator.directory, as_json=False)
+    out = capsys.readouterr().out
+    assert "online, seen 0 s ago, has approved" in out
+    assert f"{first.name}: queued\n" in out
+    assert f"{second.name}: queued, behind {first.name}" in out
+    assert f"{third.name}: queued, behind {second.name}" in out
+    second.turn("running", AT)
+    (first.path / "run.json").write_text("[]")
+    (coordinator.directory / "status.json").write_text("[]")
+    with at_work(coordinator.directory):
+        run_cli.status(coordinator.directory, as_json=False)
+    out = capsys.readouterr().out
+    assert f"{first.name}: damaged" in out
+    assert f"{third.name}: queued, behind {second.name}" in out
+    run_cli.status(coordinator.directory, as_json=False)
+    assert "was running when the coordinator ended" in capsys.readouterr().out
+
+
+def test_a_study_that_cannot_work_is_refused_at_launch(coordinator: Coordinator, tmp_path: Path) -> None:
+    admitted(coordinator, tmp_path)
+    study = tmp_path / "study.yaml"
+    study.write_text(STUDY + "governance: {expires: 2020-01-01}\n")
+    with pytest.raises(StudyError, match="expired on 2020-01-01"):
+        run_cli.launch(study, coordinator.directory)
+    study.write_text(STUDY.replace("norm: none", "norm: none, weights: nowhere.safetensors"))
+    with pytest.raises(FedwardError, match=r"nowhere\.safetensors"):
+        run_cli.launch(study, coordinator.directory)
+    assert not list(all_runs(coordinator.runs))
+
+
+def test_a_mark_left_while_nobody_was_at_work_wins(coordinator: Coordinator, tmp_path: Path) -> None:
+    import threading
+
+    hub, stop = coordinator.directory, threading.Event()
+    stop.set()
+    old, killed, latest = (RunFolder.launch(coordinator.runs, named(name), Path(), AT) for name in "abc")
+    old.turn("interrupted", AT)
+    killed.turn("running", AT)
+    latest.turn("interrupted", AT)
+    run_cli.stop(killed.name, hub)
+    Running(coordinator).run(stop=stop, resume=True)
+    assert [run.state for run in (old, killed, latest)] == ["interrupted", "stopped", "queued"]
+    run_cli.stop(old.name, hub)
+    assert old.state == "stopped"
+    with pytest.raises(RunError, match="is stopped already"):
+        run_cli.stop(old.name, hub)
+    latest.turn("waiting", AT)
+    with at_work(hub), pytest.raises(RunError, match="is waiting"):
+        run_cli.resume(latest.name, hub)
+    run_cli.resume(latest.name, hub)
+    assert latest.facts["state"] == "queued"
 
 
 def test_what_a_killed_coordinator_left_is_marked_and_resumed(coordinator: Coordinator, tmp_path: Path) -> None:
@@ -114,9 +182,9 @@ def test_what_a_killed_coordinator_left_is_marked_and_resumed(coordinator: Coord
     stop = threading.Event()
     stop.set()
     Running(coordinator).run(stop=stop)
-    assert run.state == "interrupted"
+    assert run.facts["state"] == "interrupted"
     Running(coordinator).run(stop=stop, resume=True)
-    assert run.state == "queued"
+    assert run.facts["state"] == "queued"
     run.turn("waiting", AT)
     Running(coordinator).run(stop=stop, resume=True)
-    assert run.state == "queued"
+    assert run.facts["state"] == "queued"
