@@ -99,7 +99,8 @@ class Resident:
 
 
 def survey(request: protocol.SurveyRequest, site: Site) -> protocol.SurveyReply:
-    return protocol.SurveyReply(site.alias, site.images(request.task.study), version("fedward"))
+    study = request.task.study
+    return protocol.SurveyReply(site.alias, site.images(study, study.evaluation.min_cell), version("fedward"))
 
 
 def train(request: protocol.TrainRequest, site: Site, resident: Resident) -> protocol.TrainReply:

@@ -105,8 +105,8 @@ class Site:
             room -= found[-1].bytes
         return View.concatenate(found)
 
-    def images(self, study: Study) -> Mapping[str, int]:
-        """Labelled images per split; 0 for a split of fewer patients than ``evaluation.min_cell``, as it may leave."""
+    def images(self, study: Study, least: int = 1) -> Mapping[str, int]:
+        """Labelled images per split; 0 for a split of fewer than ``least`` patients, where the count is to leave."""
         counts = {"train": 0, "val": 0, "test": 0}
         patients: dict[str, set[tuple[str, str]]] = {split: set() for split in counts}
         for vault in self.vaults:
@@ -116,7 +116,6 @@ class Site:
                 if target[0] == target[0]:
                     counts[split] += 1
                     patients[split].add((vault.id, patient))
-        least = study.evaluation.min_cell
         return {split: count if len(patients[split]) >= least else 0 for split, count in counts.items()}
 
     def require(self, study: Study, split: Split) -> PreparedView:

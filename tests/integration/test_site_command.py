@@ -180,9 +180,16 @@ def test_another_key_backup_and_restore(filled: Path, tmp_path: Path) -> None:
     assert command("site", "verify", "--site", filled).code == 0
 
 
-def test_a_site_feeds_a_simulation(filled: Path, tmp_path: Path) -> None:
-    study = saved(tmp_path / "study.yaml", STUDY.replace("kind: iid, sites: 2", "kind: iid, sites: 2"))
-    outcome = command("simulate", study, "--data", filled, "--out", tmp_path / "run", "--arms", "federated")
+def test_a_site_feeds_a_simulation(site: Path, scans: Path, tmp_path: Path) -> None:
+    splits = ("train", "train", "train", "val", "test")
+    lines = [
+        f"{number:02}.png,P{number // 2},{'pneumonia' if number % 2 else 'normal'},{splits[number // 2 % 5]}"
+        for number in range(IMAGES)
+    ]
+    sheet = saved(tmp_path / "split.csv", "\n".join(["file,patient,label,split", *lines]) + "\n")
+    command("site", "import", scans, "--labels", sheet, "--site", site)
+    study = saved(tmp_path / "study.yaml", STUDY)
+    outcome = command("simulate", study, "--data", site, "--out", tmp_path / "run", "--arms", "federated")
     assert outcome.code == 0, outcome.err
 
 
