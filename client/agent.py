@@ -39,7 +39,8 @@ class Agent:
         self.membership = Membership.open(home)
         self._approvals = Approvals(home)
         self._resident = Resident(_device(self._approvals.policy()), passphrase=home.passphrase)
-        self._said: dict[str, object] = {}
+        self._said: dict[str, str] = {}  # study -> verdict, as it was last logged
+        self._surveyed: dict[str, dict[str, int]] = {}  # study -> counts, as they last left
         self._distrusted = False
         self._replies = self._open_replies()
 
@@ -116,10 +117,10 @@ class Agent:
     def _record_survey(self, request: protocol.SurveyRequest, reply: protocol.Reply) -> None:
         """Counts that leave are on record; once, as a survey comes again and again."""
         if isinstance(reply, protocol.SurveyReply):
-            facts = {"study": request.task.study.hash, "kind": protocol.SURVEY, "images": dict(reply.images)}
-            if self._said.get(protocol.SURVEY) != facts:
-                self.home.record("reply", facts)
-                self._said[protocol.SURVEY] = facts
+            study, images = request.task.study.hash, dict(reply.images)
+            if self._surveyed.get(study) != images:
+                self.home.record("reply", {"study": study, "kind": protocol.SURVEY, "images": images})
+                self._surveyed[study] = images
 
     def _take_roster(self, roster: bytes) -> None:
         """One that is refused (forged, older, two of one version) stops everything until a good one comes."""

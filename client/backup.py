@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from client.config import SITE_FILE, SiteConfig
-from client.home import Clock, Home, Passphrase, now
+from client.home import Home, Passphrase
 from client.vault import database
+from common.clock import Clock, now
 from common.errors import KeyUnavailable, RunError, VaultError
 
 LIST = "backup.json"

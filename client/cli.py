@@ -359,6 +359,12 @@ def erase(site: Path, patient: str, *, yes: bool) -> None:
             raise Interrupted("nothing was erased")
     erased, studies = upkeep.erase(home, number)
     print(f"{erased} images erased; the patient stays out of every later import")
+    if not erased:
+        print(
+            "no image of this number is in the vault: was it typed as the hospital's systems write it, with its leading "
+            "zeros and letters?",
+            file=sys.stderr,
+        )
     for study in studies:
         print(f"the patient's images were used by study {study['name']} ({study['study'][:12]}…): tell its coordinator")
     if erased:

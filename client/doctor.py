@@ -12,9 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from client.home import Clock, Home, Passphrase, now
+from client.home import Home, Passphrase
 from client.vault import database
 from client.vault.keys import probe
+from common.clock import Clock, now
 from common.errors import FedwardError
 
 Level = Literal["ok", "warn", "fail"]

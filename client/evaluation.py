@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from client.training import device_of, layout, precision
-from client.vault.view import PreparedView
+from client.vault.prepared import PreparedView
 from common.study import Study
 
 MOST_IMAGES, MOST_PIXELS = 256, 1 << 20

@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,9 @@ from client.vault.keys import KeyProvider, prepare, provider
 from client.vault.store import Vault, reencrypted
 from client.vault.witness import Seen, Witness
 from common.audit import AuditLog
+from common.clock import Clock, now
 from common.errors import KeyUnavailable, VaultError
-from common.files import sweep, write_atomically
+from common.files import sweep, take_lock, write_atomically
 
 DEFAULT_KEY = "file:keys/vault.key"
 WITNESS = "vault.json"
@@ -38,7 +38,6 @@ STUDY_USED = "study-used"
 _LOCK, _AGENT_LOCK = ".lock", ".agent.lock"
 
 Passphrase = Callable[[], str]
-Clock = Callable[[], datetime]
 
 
 def once(ask: Passphrase) -> Passphrase:
@@ -51,11 +50,6 @@ def once(ask: Passphrase) -> Passphrase:
         return answers[0]
 
     return answer
-
-
-def now() -> datetime:
-    """The present, with its time zone."""
-    return datetime.now(UTC).astimezone()
 
 
 @dataclass(frozen=True)
@@ -155,13 +149,7 @@ class Home:
 
         What a killed command left half-made is removed first.
         """
-        try:
-            file = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise VaultError(
-                f"cannot write in {self.directory}: {error.strerror}; check who owns it and its permissions"
-            ) from None
-        with self._locked(file, fcntl.LOCK_EX):
+        with self._locked(_LOCK):
             for path in (
                 self.directory / SITE_FILE,
                 self.witness.path,
@@ -175,36 +163,41 @@ class Home:
     @contextmanager
     def serving(self) -> Iterator[None]:
         """One agent at a time, beside the commands. Raises :class:`VaultError` where another one serves."""
-        try:
-            file = os.open(self.directory / _AGENT_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise VaultError(
-                f"cannot write in {self.directory}: {error.strerror}; check who owns it and its permissions"
-            ) from None
-        with self._locked(file, fcntl.LOCK_EX):
+        with self._locked(_AGENT_LOCK):
             yield
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
         """No changing command meanwhile; several that look may look together. Nothing is written."""
         try:
-            file = os.open(self.directory / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+            file = take_lock(self.directory / _LOCK, fcntl.LOCK_SH)
+        except BlockingIOError:
+            raise self._busy() from None
         except OSError:  # no changing command has ever run here, or its owner lets nobody look
             yield
             return
-        with self._locked(file, fcntl.LOCK_SH):
-            yield
-
-    @contextmanager
-    def _locked(self, file: int, how: int) -> Iterator[None]:
         try:
-            try:
-                fcntl.flock(file, how | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise VaultError(f"another command is at work in {self.directory}; let that finish first") from None
             yield
         finally:
             os.close(file)
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        try:
+            file = take_lock(self.directory / name)
+        except BlockingIOError:
+            raise self._busy() from None
+        except OSError as error:
+            raise VaultError(
+                f"cannot write in {self.directory}: {error.strerror}; check who owns it and its permissions"
+            ) from None
+        try:
+            yield
+        finally:
+            os.close(file)
+
+    def _busy(self) -> VaultError:
+        return VaultError(f"another command is at work in {self.directory}; let that finish first")
 
     @contextmanager
     def vault(self, *, read_only: bool = False) -> Iterator[Vault]:
@@ -212,28 +205,36 @@ class Home:
 
         ``read_only`` writes nothing, unless a killed command left the file half-written: that is put right first.
         """
-        vault, _ = self.unchecked(read_only=read_only and not database.interrupted(self.vault_path))
+        with self.vault_and_key(read_only=read_only and not database.interrupted(self.vault_path)) as (vault, _):
+            yield vault
+
+    @contextmanager
+    def vault_and_key(self, *, read_only: bool = False) -> Iterator[tuple[Vault, str]]:
+        """As :meth:`vault`, with the URI of the key that opens it."""
+        vault, key = self.unchecked(read_only=read_only)
         with vault:
             seen = self.witness.check(vault)
             if not read_only:
                 # Before anything is added to it: sealing a log that was cut would hide that for good.
                 self.audit.verify(seen.entries, seen.head)
-            yield vault
+            yield vault, key
 
     def unchecked(self, *, read_only: bool) -> tuple[Vault, str]:
         """The vault, not compared with the site's memory, and the URI of the key that opens it.
 
         That is the previous key where a killed ``rotate-key`` had not come to the new one.
         """
-        found = [self.config.key, *([self.config.previous_key] if self.config.previous_key else [])]
-        for number, uri in enumerate(found, start=1):
-            try:
-                keys = provider(uri, base=self.directory, passphrase=self.passphrase)
-                return Vault.open(self.vault_path, keys, read_only=read_only), uri
-            except KeyUnavailable:
-                if number == len(found):
-                    raise
-        raise AssertionError
+        key, before = self.config.key, self.config.previous_key
+        try:
+            return self._open(key, read_only=read_only), key
+        except KeyUnavailable:
+            if before is None:
+                raise
+        return self._open(before, read_only=read_only), before
+
+    def _open(self, key: str, *, read_only: bool) -> Vault:
+        keys = provider(key, base=self.directory, passphrase=self.passphrase)
+        return Vault.open(self.vault_path, keys, read_only=read_only)
 
     def record(self, event: str, facts: Mapping[str, Any]) -> None:
         """Write to the audit log."""

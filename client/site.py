@@ -14,8 +14,9 @@ from client.config import SiteConfig
 from client.devices import choose_device
 from client.home import STUDY_USED, Home
 from client.vault.keys import provider
+from client.vault.prepared import PreparedView
 from client.vault.store import Vault
-from client.vault.view import PreparedView, View, ViewCache
+from client.vault.view import View, ViewCache
 from common.errors import DataError
 from common.labels import targets
 from common.study import Study

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from client.optimiser import make_optimiser, step
-from client.vault.view import PreparedView
+from client.vault.prepared import PreparedView
 from common.augment import Augmenter
 from common.errors import DataError, DeviceError, StudyError
 from common.randomness import seed_for

@@ -190,14 +190,10 @@ def rotate_key(
     """
     asked = once(passphrase) if passphrase else None
     with home.exclusive():
-        vault, old = home.unchecked(read_only=False)
-        with vault:
-            seen = home.witness.check(vault)
-            home.audit.verify(seen.entries, seen.head)
-        begun = home.config.previous_key is not None
-        uri = key or (home.config.key if begun else _next_key(home))
-        keys = prepare(uri, base=home.directory, passphrase=asked or home.passphrase)
-        with home.vault() as vault:
+        with home.vault_and_key() as (vault, old):
+            begun = home.config.previous_key is not None
+            uri = key or (home.config.key if begun else _next_key(home))
+            keys = prepare(uri, base=home.directory, passphrase=asked or home.passphrase)
             done = begun and uri == old and not reencrypt  # a killed one had come as far as this
             if not begun and uri.partition(":")[0] in _ONE_KEY_A_NAME and vault.opens_under(keys):
                 raise KeyUnavailable(f"{_shown(uri)} is the key that the vault has; name another one, or none")

@@ -1,8 +1,9 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and locks on them."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
 from pathlib import Path
@@ -37,6 +38,22 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             os.close(folder)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}; free some space or choose another --out") from None
+
+
+def take_lock(path: Path, how: int = fcntl.LOCK_EX) -> int:
+    """Lock ``path`` without waiting; the descriptor, whose closing (or this process's end, however) frees it.
+
+    An exclusive lock makes the file, mode 0600; a shared one writes nothing. Raises ``BlockingIOError`` where another
+    process holds it, other kinds of ``OSError`` where the file cannot be opened: callers say what that means.
+    """
+    mode = os.O_RDWR | os.O_CREAT if how == fcntl.LOCK_EX else os.O_RDONLY
+    file = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
 
 
 def sweep(path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
+from common.resize import resized
 from common.study import Study, Window
 
 cv2.setNumThreads(1)  # the only place: a site's torch threads are counted, OpenCV's would come on top of them
@@ -57,7 +58,7 @@ def prepare(pixels: NDArray[Any], study: Study) -> NDArray[np.uint8]:
     elif spec.equalise == "clahe":
         clip, tiles = spec.clahe_clip, spec.clahe_tiles
         picture = _on_luma(_to_8_bits(picture), lambda grey: _clahe(grey, clip, tiles))
-    picture = _to_8_bits(_fitted(picture, spec.fit, size, _resized))
+    picture = _to_8_bits(_fitted(picture, spec.fit, size, resized))
     result = np.empty((channels, size, size), dtype=np.uint8)
     result[:] = picture if picture.ndim == 2 else picture.transpose(2, 0, 1)
     return result
@@ -145,7 +146,7 @@ def _smoothed(picture: Picture, sigma: float, fit: str, size: int) -> Picture:
         shape.append(length)
         sigmas.append(math.sqrt(max(0.0, wide**2 - (factor_exact**2 - 1.0) / 12.0)) / factor_exact)
     radii = [min(int(3.0 * value + 0.5), length) for value, length in zip(sigmas, shape, strict=True)]
-    reduced = _resized(picture, shape[0], shape[1])
+    reduced = resized(picture, shape[0], shape[1])
     if radii == [0, 0]:
         return reduced
     # In float32: OpenCV's fixed-point filter for integers costs two to four times as much.
@@ -214,16 +215,6 @@ def _fitted(picture: Picture, fit: str, size: int, resize: Any) -> Picture:
     framed = np.zeros((size, size, *picture.shape[2:]), dtype=picture.dtype)
     framed[top : top + inner[0], left : left + inner[1]] = resize(picture, inner[0], inner[1])
     return framed
-
-
-def _resized(picture: Picture, height: int, width: int) -> Picture:
-    """Area average along a side that shrinks, linear along one that grows."""
-    least = (min(height, picture.shape[0]), min(width, picture.shape[1]))
-    if least != picture.shape[:2]:
-        picture = np.asarray(cv2.resize(picture, (least[1], least[0]), interpolation=cv2.INTER_AREA))
-    if (height, width) != picture.shape[:2]:
-        picture = np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR))
-    return picture
 
 
 def _nearest(picture: Picture, height: int, width: int) -> Picture:

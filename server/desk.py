@@ -25,7 +25,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from common.errors import FedwardError, RunError
-from common.files import write_atomically
+from common.files import take_lock, write_atomically
 from common.study import Study
 
 State = Literal["queued", "waiting", "running", "finished", "failed", "stopped", "interrupted"]
@@ -171,20 +171,18 @@ def find_run(runs: Path, name: str | None, *states: State) -> RunFolder:
 @contextmanager
 def at_work(directory: Path) -> Iterator[None]:
     """Be the one running coordinator of ``directory``. Raises :class:`RunError` where there is one."""
+    ends = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            file = take_lock(directory / _UP)
+            break
+        except BlockingIOError:
+            if time.monotonic() > ends:  # and not at once: is_at_work holds it for a moment
+                raise RunError(f"a coordinator is running in {directory} already; stop that one first") from None
+            time.sleep(0.02)
+        except OSError as error:
+            raise RunError(f"cannot write in {directory}: {error.strerror}; check its owner and permissions") from None
     try:
-        file = os.open(directory / _UP, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise RunError(f"cannot write in {directory}: {error.strerror}; check its owner and permissions") from None
-    try:
-        ends = time.monotonic() + _LOCK_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > ends:  # and not at once: is_at_work holds it for a moment
-                    raise RunError(f"a coordinator is running in {directory} already; stop that one first") from None
-                time.sleep(0.02)
         yield
     finally:
         os.close(file)
@@ -193,17 +191,13 @@ def at_work(directory: Path) -> Iterator[None]:
 def is_at_work(directory: Path) -> bool:
     """Whether a coordinator runs in ``directory`` now. Raises :class:`RunError` where that cannot be told."""
     try:
-        file = os.open(directory / _UP, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        os.close(take_lock(directory / _UP, fcntl.LOCK_SH))
     except FileNotFoundError:
         return False
-    except OSError as error:
-        raise RunError(f"cannot read {directory / _UP}: {error.strerror}; check its owner and permissions") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    finally:
-        os.close(file)
+    except OSError as error:
+        raise RunError(f"cannot read {directory / _UP}: {error.strerror}; check its owner and permissions") from None
     return False
 
 

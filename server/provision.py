@@ -15,16 +15,17 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from common.audit import AuditLog
+from common.clock import Clock, now
 from common.errors import IdentityError
 from common.files import sweep, write_atomically
 from common.identity import (
@@ -47,13 +48,6 @@ from server.coordinator_config import CONFIG, CoordinatorConfig, not_usable
 IDENTITY, ROSTER, AUDIT, RUNS, PKI = "identity.key", "roster.json", "audit.jsonl", "runs", "pki"
 _MOST_REQUEST = 1 << 16
 _MOST_FILE = 1 << 20
-
-Clock = Callable[[], datetime]
-
-
-def now() -> datetime:
-    """The present, with its time zone."""
-    return datetime.now(UTC).astimezone()
 
 
 @dataclass(frozen=True)

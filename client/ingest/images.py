@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from client.ingest import reasons
 from client.ingest.kinds import Decoded, Picture, Refused, Rules
+from common.resize import resized
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "PPM", "WEBP", "GIF", "JPEG2000")
 """Decoders we allow. Pillow has more, and one of them (EPS) starts another program."""
@@ -110,12 +110,7 @@ def fitted(
         sides = [side * rules.longest_side / max(sides) for side in sides]
     height, width = (max(1, round(side)) for side in sides)
     scale = (height / pixels.shape[0], width / pixels.shape[1])
-    least = (min(height, pixels.shape[0]), min(width, pixels.shape[1]))
-    for (down, across), way in ((least, cv2.INTER_AREA), ((height, width), cv2.INTER_LINEAR)):
-        if (down, across) != pixels.shape[:2]:
-            way = cv2.INTER_NEAREST_EXACT if mask else way
-            pixels = np.asarray(cv2.resize(pixels, (across, down), interpolation=way))
-    return pixels, scale
+    return resized(pixels, height, width, nearest=mask), scale
 
 
 def chosen(frames: int, rule: str) -> range:

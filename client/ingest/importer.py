@@ -57,8 +57,6 @@ from client.vault.records import Box, Record, Row, checked, encode_meta, pixel_d
 from client.vault.store import Vault
 from common.errors import DataError
 
-__all__ = ["HARMLESS", "SAME_FILE", "SAME_OBJECT", "WITHHELD", "Importer", "Sheets", "Summary"]
-
 _IDENTIFIERS = ("sop", "study", "series", "accession")
 _LATEST = 2**53  # a generation as long as any will be written
 COMMIT_BYTES = 64 * 2**20

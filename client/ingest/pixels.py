@@ -17,7 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
@@ -26,6 +25,7 @@ from client.ingest import dicom_luts as luts
 from client.ingest import dicom_reasons as reasons
 from client.ingest.dicom_tags import Tags
 from client.ingest.kinds import Refused, Rules
+from common.resize import resized
 
 AIR = -1024
 """Hounsfield units of padding: darker than anything in a patient."""
@@ -227,9 +227,4 @@ def fitted(pixels: NDArray[Any], rules: Rules, apart: Spacing | None) -> tuple[N
         sides = [side * factor for side in sides]
     height, width = (max(1, round(side)) for side in sides)
     scale = (height / pixels.shape[0], width / pixels.shape[1])
-    least = (min(height, pixels.shape[0]), min(width, pixels.shape[1]))
-    if least != pixels.shape[:2]:
-        pixels = np.asarray(cv2.resize(pixels, (least[1], least[0]), interpolation=cv2.INTER_AREA))
-    if (height, width) != pixels.shape[:2]:
-        pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR))
-    return pixels, scale
+    return resized(pixels, height, width), scale

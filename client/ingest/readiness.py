@@ -10,8 +10,8 @@ from common.files import write_atomically
 from common.html import render
 
 if TYPE_CHECKING:
-    from client.ingest.importer import Summary
     from client.ingest.labels import LabelSheet
+    from client.ingest.summary import Summary
     from client.vault.store import Vault
 
 __all__ = ["Readiness", "examine", "write_readiness"]

@@ -12,7 +12,7 @@ from client.ingest.readiness_looks import PLAIN_PATIENTS
 from client.ingest.readiness_words import attribute, number, percent, plural, several, word
 
 if TYPE_CHECKING:
-    from client.ingest.importer import Summary
+    from client.ingest.summary import Summary
 
 FEW_PATIENTS = 30
 """A class with fewer patients is learnt badly and measured worse."""

@@ -17,7 +17,7 @@ from client.ingest.readiness_words import number, percent, plural, word
 from common.html import Banner, Block, Facts, Page, Paragraph, Row, Section, Statement, Tiles, Tone
 
 if TYPE_CHECKING:
-    from client.ingest.importer import Summary
+    from client.ingest.summary import Summary
 
 _SEARCHED = (
     f"Two pictures may be the same where a difference hash of 64 bits differs in at most {NEAR_BITS}, and brightness, "

@@ -36,7 +36,7 @@ from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.sop_class import SegmentationStorage, Verification  # type: ignore[attr-defined]
 
 from client.ingest.dicom_decode import DECODERS
-from client.ingest.importer import HARMLESS
+from client.ingest.import_reasons import HARMLESS
 from client.ingest.kinds import Reason, Refused, Rules
 from client.ingest.reasons import LARGE
 from common.errors import DataError

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common import preprocess
+from common import preprocess, resize
 from common.errors import DataError
 from common.labels import Labels, targets
 from common.preprocess import prepare, prepare_mask
@@ -108,7 +108,7 @@ def _numbered(rows: Sequence[_Row]) -> list[int]:
 @cache
 def _preparation() -> bytes:
     """Digest of the code that prepares images: a view on the disk may be older than it."""
-    code = Path(preprocess.__file__).read_bytes()
+    code = Path(preprocess.__file__).read_bytes() + Path(resize.__file__).read_bytes()
     return hashlib.sha256(f"{cv2.__version__} {np.__version__}\n".encode() + code).digest()
 
 

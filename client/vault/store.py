@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from client.vault import database
 from client.vault.change import SECRET_BYTES, Change
-from client.vault.codecs import JPEG_LS, RAW, unpack
+from client.vault.codecs import CODECS, RAW, unpack
 from client.vault.keys import KeyProvider
 from client.vault.manifest import Header, Manifest, rows_digest
 from client.vault.records import Form, Record, Row, decode_meta, form_of, pixel_digest
@@ -36,7 +36,6 @@ from client.vault.sealing import (
 from common.errors import KeyUnavailable, VaultError
 
 __all__ = ["CODECS", "Record", "Row", "Vault", "pixel_digest"]
-CODECS = (RAW, JPEG_LS)
 PIXELS = "pixels:"
 """Before the tombstone of an image."""
 

@@ -14,7 +14,7 @@ from client.vault.private_memory import private_tensor
 from client.vault.record_file import Records
 
 if TYPE_CHECKING:
-    from client.vault.view import PreparedView
+    from client.vault.prepared import PreparedView
 
 
 class StoredView:

@@ -14,12 +14,13 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from client.vault import record_file
+from client.vault.prepared import PreparedView
 from client.vault.preparing import Chosen, Prepared, choose, in_order
 from client.vault.private_memory import private_tensor
 from client.vault.record_file import Seal, ViewName
@@ -28,47 +29,6 @@ from common.study import Study
 
 if TYPE_CHECKING:
     from client.vault.store import Vault
-
-
-class PreparedView(Protocol):
-    """One split of a vault, ready to train on, wherever its images lie; rows are ordered by pixel digest."""
-
-    @property
-    def targets(self) -> Tensor:
-        """``(N, classes)`` float32 in {0, 1}, on ``device``."""
-
-    @property
-    def patients(self) -> Tensor:
-        """``(N,)`` int64, on ``device``: 0 … ``patient_count - 1`` in order of first appearance.
-
-        Neither the patients' names nor their order in the hospital shows.
-        """
-
-    @property
-    def patient_count(self) -> int: ...
-
-    @property
-    def masked(self) -> int:
-        """How many of the split's rows are left out: label missing or uncertain; in segmentation also no mask."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where rows are asked for and images come."""
-
-    @property
-    def bytes(self) -> int:
-        """Memory that the view takes."""
-
-    def __len__(self) -> int: ...
-
-    def floats(self, rows: Tensor) -> Tensor:
-        """The images ``rows`` ``(B,)`` int64 as float32 ``(B, C, H, W)`` in [0, 1].
-
-        Raises :class:`VaultError` where they lie in a file that was damaged.
-        """
-
-    def masks_of(self, rows: Tensor) -> Tensor | None:
-        """The masks of ``rows``, ``(B, H, W)`` uint8 in {0, 1}; ``None`` but in segmentation."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import IdentityError
+from common.files import take_lock
 
 
 def read_file(path: Path, what: str, *, most: int, private: bool = False) -> bytes:
@@ -55,16 +55,14 @@ def make_private_folder(path: Path) -> None:
 def locked(directory: Path) -> Iterator[None]:
     """One changing command at a time in ``directory``. Raises :class:`IdentityError` where another is at work."""
     try:
-        file = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        file = take_lock(directory / ".lock")
+    except BlockingIOError:
+        raise IdentityError(f"another command is changing {directory}; let that finish first") from None
     except OSError as error:
         raise IdentityError(
             f"cannot write in {directory}: {error.strerror}; check who owns it and its permissions"
         ) from None
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise IdentityError(f"another command is changing {directory}; let that finish first") from None
         yield
     finally:
         os.close(file)

@@ -18,7 +18,8 @@ from torch import nn
 from client.app import Resident
 from client.site import Site
 from client.training import FitSeed, LocalFit
-from client.vault.view import PreparedView, ViewCache
+from client.vault.prepared import PreparedView
+from client.vault.view import ViewCache
 from common.models import build
 from common.study import Study
 from simulations.datasets import open_source

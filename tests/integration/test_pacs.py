@@ -28,7 +28,8 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from client.ingest import dicom as dicom_reader
 from client.ingest import receive
-from client.ingest.importer import SAME_OBJECT, WITHHELD, Importer, Sheets
+from client.ingest.import_reasons import SAME_OBJECT, WITHHELD
+from client.ingest.importer import Importer, Sheets
 from client.ingest.kinds import Reason, Refused, Rules
 from client.ingest.pacs import Login, Pacs, Patience, Query
 from client.ingest.receive import Received, Receiver

@@ -136,6 +136,9 @@ def test_an_erased_patient_stays_away(filled: Path, scans: Path) -> None:
     again = command("site", "import", scans, "--labels", scans / "labels.csv", "--site", filled, "--json")
     assert json.loads(again.out)["reasons"]["erased"] == 2
     assert (info(filled)["images"], info(filled)["erased_patients"]) == (28, 1)
+    mistyped = command("site", "erase", "--patient", "P03", "--yes", "--site", filled)
+    assert (mistyped.code, mistyped.out[:2]) == (0, "0 ")
+    assert "typed as the hospital's systems write it" in mistyped.err
 
 
 def test_an_opt_out_list_is_honoured(site: Path, scans: Path, tmp_path: Path) -> None:

@@ -19,13 +19,14 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from client.ingest.boxes import BoxSheet
 from client.ingest.consent import OptOut
-from client.ingest.importer import Importer, Sheets, Summary
+from client.ingest.importer import Importer, Sheets
 from client.ingest.kinds import Rules
 from client.ingest.known import Known
 from client.ingest.labels import LabelSheet
 from client.ingest.masks import MaskFiles
 from client.ingest.pseudonyms import Pseudonyms
 from client.ingest.sources import discover
+from client.ingest.summary import Summary
 from client.vault.keys import create_key_file, provider
 from client.vault.records import Row
 from client.vault.store import Vault

@@ -23,10 +23,11 @@ from client.training import FitSeed, LocalFit
 from client.upkeep import forget_views
 from client.vault import preparing, record_file
 from client.vault.keys import create_key_file, provider
+from client.vault.prepared import PreparedView
 from client.vault.private_memory import private_tensor
 from client.vault.store import Record, Vault
 from client.vault.stored_view import JoinedView, StoredView
-from client.vault.view import PreparedView, View, ViewCache, prepare_view
+from client.vault.view import View, ViewCache, prepare_view
 from common.errors import DataError, VaultError
 from common.models import build
 from common.study import Study

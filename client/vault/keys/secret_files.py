@@ -45,7 +45,7 @@ def read_secret(path: Path, what: str, *, remedy: str, most: int = 4096) -> byte
     try:
         # O_NONBLOCK: a named pipe in the file's place must not make us wait for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise KeyUnavailable(f"{path} is not a file; name the {what} itself")
@@ -54,7 +54,10 @@ def read_secret(path: Path, what: str, *, remedy: str, most: int = 4096) -> byte
                     f"others may read or write the {what} {path}; run: chmod 600 {path}; "
                     "in a container, mount it as a secret below /run/secrets"
                 )
-            content = file.read(most + 1)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                content = file.read(most + 1)
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = (error.strerror or "not readable") if isinstance(error, OSError) else "not a file's name"
         raise KeyUnavailable(f"cannot read the {what} {path}: {reason}; {remedy}") from None
