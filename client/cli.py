@@ -361,7 +361,7 @@ def erase(site: Path, patient: str, *, yes: bool) -> None:
     print(f"{erased} images erased; the patient stays out of every later import")
     if not erased:
         print(
-            "no image of this number is in the vault: was it typed as the hospital's systems write it, with its leading "
+            "no image of this number is in the vault: was it typed as the hospital's systems write it, with leading "
             "zeros and letters?",
             file=sys.stderr,
         )
