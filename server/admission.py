@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from common import protocol
 from common.errors import QuorumError
 from common.study import Study
-from server.rounds import Link, ask, quorum_of
+from server.asking import Link, ask
+from server.rounds import quorum_of
 
 PENDING = frozenset(
     {

@@ -17,10 +17,11 @@ from flwr.serverapp import Grid, ServerApp
 from common.errors import QuorumError, StudyError
 from common.files import write_atomically
 from common.study import Study
+from server.asking import Link
 from server.desk import CHECKPOINT
 from server.events import EventLog, JsonLines
 from server.results import arm_json, finish, write_model
-from server.rounds import Arm, Link, Work, quorum_of, survey
+from server.rounds import Arm, Work, quorum_of, survey
 from server.testing import test_model
 
 

@@ -20,10 +20,10 @@ from common.errors import FedwardError, IdentityError, Interrupted, QuorumError
 from common.identity import Address
 from server.admission import Admission, admit
 from server.app import train
+from server.asking import Link
 from server.desk import EVENTS, STATUS, UNFINISHED, RunFolder, State, all_runs, at_work
 from server.events import EventLog, JsonLines
 from server.provision import Coordinator
-from server.rounds import Link
 from server.superlink import Fleet
 
 logger = logging.getLogger("fedward.coordinator")

@@ -8,20 +8,15 @@ Flower's arithmetic and nothing else of it.
 from __future__ import annotations
 
 import math
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import Message
-from flwr.serverapp import Grid
 
 from common import protocol
-from common.errors import DataError, FedwardError, Interrupted, ProtocolError, QuorumError, ReplyRefused, RunError
+from common.errors import DataError, FedwardError, ProtocolError, QuorumError, ReplyRefused, RunError
 from common.metrics import Counts, auc
 from common.metrics import Layout as CountsLayout
 from common.models import build_initial
@@ -29,9 +24,9 @@ from common.randomness import seed_for
 from common.study import Study
 from common.weights import Weights, state_of, trainable_names
 from server.aggregation import Aggregator, Layout, build_aggregator
+from server.asking import Answer, Link, ask
 from server.checkpoints import Progress, load_progress, save_progress
 from server.checks import ReplyChecks
-from server.events import EventLog
 
 
 @dataclass(frozen=True)
@@ -66,91 +61,8 @@ def quorum_of(study: Study, sites: int) -> int:
     return max(1, math.ceil(study.federation.quorum * sites - 1e-9))
 
 
-@dataclass
-class Link:
-    """The Grid and what else the loop needs from outside: events, a clock, a stop signal."""
-
-    grid: Grid
-    events: EventLog
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    def check_stop(self) -> None:
-        if self.stop.is_set():
-            raise Interrupted("stopped; the last finished round is kept, continue with --resume")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of one request: a reply, or the reason why there is none."""
-
-    site: str
-    reply: protocol.Reply | None
-    reason: str
-    bytes: int
-
-
-_POLL_S = (0.005, 0.2)
-_LISTED = 5
 T = TypeVar("T")
-
-
-def ask(link: Link, sealed: protocol.Sealed, sites: Mapping[str, int], deadline_s: float) -> Iterator[Answer]:
-    """Send one request to ``sites`` and yield an :class:`Answer` for each, as they arrive or give up.
-
-    A dead node's error reply has ``src_node_id=1``, so replies are told apart by the message
-    they answer; a second answer, or one to a message that is not ours, is dropped. Sites that
-    have not answered after ``deadline_s`` seconds come last.
-    """
-    ends = link.clock() + deadline_s
-    waiting = _push(link.grid, sealed, sites, deadline_s + 60.0)
-    unsent = set(sites) - set(waiting.values())
-    pause = _POLL_S[0]
-    try:
-        while waiting and link.clock() < ends:
-            link.check_stop()
-            arrived, before = deque(link.grid.pull_messages(list(waiting))), len(waiting)
-            while arrived:  # taken off one by one, so that a folded reply is freed while the next one is read
-                message = arrived.popleft()
-                site = waiting.pop(message.metadata.reply_to_message_id, None)
-                if site is not None:
-                    yield _opened(site, message)
-                del message
-            if len(waiting) < before:
-                pause = _POLL_S[0]
-            elif waiting:
-                pause = min(pause * 2, _POLL_S[1])
-                link.sleep(min(pause, max(0.0, ends - link.clock())))
-    finally:
-        forget = getattr(link.grid, "forget", None)  # an engine that works here need not work on these any more
-        if waiting and forget is not None:
-            forget(list(waiting))
-    for site in sorted({*waiting.values(), *unsent}):
-        yield Answer(site, None, "no answer before the deadline" if site not in unsent else "not reachable", 0)
-
-
-def _push(grid: Grid, sealed: protocol.Sealed, sites: Mapping[str, int], ttl_s: float) -> dict[str, str]:
-    """Send a request to every site: id of the message -> site, for those that the Grid took."""
-    messages = [sealed.to(node, ttl_s) for node in sites.values()]
-    ids = list(grid.push_messages(messages))
-    if len(ids) == len(messages):
-        return {id_: site for id_, site in zip(ids, sites, strict=True) if id_}
-    # Flower's in-memory Grid leaves out what it could not send, so that places no longer tell.
-    names = {message.metadata.message_id: site for message, site in zip(messages, sites, strict=True)}
-    return {id_: names[id_] for id_ in ids if id_ in names}
-
-
-def _opened(site: str, message: Message) -> Answer:
-    if message.has_error():
-        return Answer(site, None, f"failed (Flower error {message.error.code})", 0)
-    try:
-        reply = protocol.open_reply(message)
-    except ProtocolError as error:
-        return Answer(site, None, f"unreadable reply: {error}", 0)
-    if isinstance(reply, protocol.Refusal):
-        return Answer(site, None, f"declined: {reply.code}", 0)
-    return Answer(site, reply, "", protocol.size(message.content))
+_LISTED = 5
 
 
 def survey(link: Link, study: Study, *, deadline_s: float = 600.0) -> dict[str, tuple[int, Mapping[str, int]]]:

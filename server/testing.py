@@ -10,7 +10,8 @@ from common import protocol
 from common.errors import QuorumError, ReplyRefused
 from common.metrics import Counts, Layout, Moments, Reference, Summary, Thresholds, summarise
 from common.weights import Weights
-from server.rounds import Answer, Link, Work, ask, statistics_of
+from server.asking import Answer, Link, ask
+from server.rounds import Work, statistics_of
 
 T = TypeVar("T")
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.study import Study
+from server.asking import Link
 from server.results import Trained, arm_json, finish
-from server.rounds import Arm, Link, Work
+from server.rounds import Arm, Work
 from server.testing import Tested, test_model
 from simulations.sites import POOLED
 

@@ -14,8 +14,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from server.app import federate, run_folder, study_of
+from server.asking import Link
 from server.events import EventLog, JsonLines
-from server.rounds import Link
 from simulations.datasets import open_source
 from simulations.progress import PlainProgress, closing
 from simulations.sites import Machine, prepare_sites

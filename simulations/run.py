@@ -17,10 +17,11 @@ from client.vault.view import ViewCache
 from common.errors import DeviceError, FedwardError, Interrupted, KeyUnavailable, QuorumError, RunError, VaultError
 from common.files import write_atomically
 from common.study import Study
+from server.asking import Link
 from server.events import EventLog, JsonLines, Sink
 from server.report import write_metrics_csv, write_report
 from server.results import Trained, arm_json, write_model
-from server.rounds import Link, survey
+from server.rounds import survey
 from simulations import environment
 from simulations.arms import ARMS, ArmName, local_json, test_all, train_all, works
 from simulations.compare import differences

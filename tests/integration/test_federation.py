@@ -16,8 +16,8 @@ from client import upkeep
 from common.study import Study
 from common.weights import load
 from server.app import train
+from server.asking import Link
 from server.events import EventLog
-from server.rounds import Link
 from simulations.engine import InProcessGrid
 from tests.integration.federation_fixtures import STUDY, Federation, federation, wait_for
 

@@ -24,9 +24,10 @@ from client.fleet import Connection, Pace, serve
 from common import protocol
 from common.errors import IdentityError, RunError
 from common.weights import state_of
+from server.asking import Link, ask
 from server.events import EventLog
 from server.fleet_grid import FleetGrid
-from server.rounds import Link, ask, survey
+from server.rounds import survey
 from server.superlink import Fleet, FleetError
 from tests.integration.fleet_fixtures import Agent, Authority, all_online, peak_growth, resident_bytes, wait_for
 

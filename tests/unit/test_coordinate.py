@@ -19,11 +19,11 @@ from common.errors import QuorumError, RunError
 from common.study import Study
 from server import admission, coordinate
 from server.admission import Admission, admit
+from server.asking import Answer, Link, ask
 from server.coordinate import Running
 from server.desk import CHECKPOINT, RunFolder, at_work, is_at_work, read_status
 from server.events import EventLog
 from server.provision import Coordinator
-from server.rounds import Answer, Link, ask
 from tests.integration.services_keys import free_port
 from tests.unit.test_desk import STUDY
 

@@ -26,10 +26,11 @@ from common.metrics import Layout as CountsLayout
 from common.study import Study
 from common.weights import digest
 from server.app import federate
+from server.asking import Link, ask
 from server.checkpoints import Progress
 from server.events import EventLog
 from server.results import finish
-from server.rounds import Arm, Link, Work, ask, survey
+from server.rounds import Arm, Work, survey
 from server.testing import test_model as run_test
 from simulations.engine import InProcessGrid
 from tests.unit import federation as fed
