@@ -22,10 +22,11 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from numpy.typing import NDArray
 
 from common.errors import ProtocolError, StudyError
+from common.packing import pack, unpack
 from common.study import Study
-from common.weights import STATISTICS, Weights, from_arrays, to_arrays
+from common.weights import DTYPES, STATISTICS, Weights
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a message changes meaning; both sides must speak the same."""
 
 SURVEY, TRAIN, EVALUATE, MOMENTS = "query.survey", "train.fit", "evaluate.scores", "evaluate.moments"
@@ -156,14 +157,14 @@ def seal(request: Request) -> Sealed:
     content = RecordDict({"head": ConfigRecord(head)})
     kind = SURVEY
     if isinstance(request, TrainRequest | EvaluateRequest | MomentsRequest):
-        content["weights"] = to_arrays(request.weights)
+        content["weights"] = pack(request.weights, DTYPES)
         kind = TRAIN
     if isinstance(request, EvaluateRequest | MomentsRequest):
         head["split"] = request.split
         content["head"] = ConfigRecord(head)
         kind = EVALUATE
     if isinstance(request, MomentsRequest):
-        content["statistics"] = to_arrays(request.reference, STATISTICS)
+        content["statistics"] = pack(request.reference, STATISTICS)
         kind = MOMENTS
     return Sealed(kind, task.round, content, size(content))
 
@@ -180,7 +181,7 @@ def open_request(message: Message) -> Request:
         if len(roster) > _ROSTER_BYTES:
             raise ProtocolError(f"a roster of {len(roster)} bytes; the most is {_ROSTER_BYTES}")
         return SurveyRequest(task, roster)
-    weights = from_arrays(_record(content, "weights", ArrayRecord))
+    weights = unpack(_record(content, "weights", ArrayRecord), DTYPES)
     if kind == TRAIN:
         return TrainRequest(task, weights)
     split = _get(head, "split", str)
@@ -189,9 +190,7 @@ def open_request(message: Message) -> Request:
     if kind == EVALUATE:
         return EvaluateRequest(task, split, weights)
     if kind == MOMENTS:
-        return MomentsRequest(
-            task, split, weights, from_arrays(_record(content, "statistics", ArrayRecord), STATISTICS)
-        )
+        return MomentsRequest(task, split, weights, unpack(_record(content, "statistics", ArrayRecord), STATISTICS))
     raise ProtocolError(f"unknown kind of request {kind[:40]!r}; upgrade this site")
 
 
@@ -205,11 +204,11 @@ def answer(reply: Reply, request: Message) -> Message:
         head |= {"kind": "survey", "images": json.dumps(dict(reply.images)), "program": reply.program}
     elif isinstance(reply, TrainReply):
         head |= {"kind": "train", "round": reply.round}
-        content["weights"] = to_arrays(reply.weights)
+        content["weights"] = pack(reply.weights, DTYPES)
         content["facts"] = MetricRecord({"examples": reply.examples, "loss": reply.loss, "seconds": reply.seconds})
     else:
         head |= {"kind": "statistics", "round": reply.round}
-        content["statistics"] = to_arrays(reply.statistics, STATISTICS)
+        content["statistics"] = pack(reply.statistics, STATISTICS)
         content["facts"] = MetricRecord({"seconds": reply.seconds})
     content["head"] = ConfigRecord(head)
     return Message(content, reply_to=request)
@@ -242,10 +241,8 @@ def open_reply(message: Message) -> Reply:
     if not 0.0 <= seconds < math.inf:
         raise ProtocolError(f"{site} says it took {seconds} seconds; upgrade that site")
     if kind == "statistics":
-        return StatisticsReply(
-            site, round_, from_arrays(_record(content, "statistics", ArrayRecord), STATISTICS), seconds
-        )
-    weights = from_arrays(_record(content, "weights", ArrayRecord))
+        return StatisticsReply(site, round_, unpack(_record(content, "statistics", ArrayRecord), STATISTICS), seconds)
+    weights = unpack(_record(content, "weights", ArrayRecord), DTYPES)
     return TrainReply(site, round_, weights, _get(facts, "examples", int), _get(facts, "loss", float), seconds)
 
 
@@ -264,7 +261,7 @@ def thaw(content: bytes, request: Message) -> Message:
 
 
 def size(content: RecordDict) -> int:
-    """Payload bytes of the arrays in ``content``: what a link carries, headers aside."""
+    """Bytes of the packed arrays in ``content``: what a link carries, envelopes aside."""
     return sum(len(array.data) for record in content.array_records.values() for array in record.values())
 
 

@@ -1,4 +1,4 @@
-"""Parameters as named arrays: out of a model, onto the wire and back, into a file and back.
+"""Parameters as named arrays: out of a model and back, into a file and back.
 
 Weights are a mapping from the names of a model's state dict to arrays: float32 parameters and buffers, integer
 counters. Nothing that comes from elsewhere is ever unpickled.
@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from common.errors import ModelError, ProtocolError, ReplyRefused
+from common.errors import ModelError, ReplyRefused
 from common.files import write_atomically
 
 if TYPE_CHECKING:
@@ -33,12 +33,10 @@ DTYPES = ("float32", "int64", "int32", "uint8")
 """What may travel and be stored. Half precision is a matter of training, not of what is exchanged."""
 
 STATISTICS = ("float64", "int64")
-"""What statistics (``common.metrics``) are made of, for ``to_arrays`` and ``from_arrays``."""
+"""What statistics (``common.metrics``) are made of."""
 
 _STYPE = "numpy.ndarray"
 _CHUNK = 1 << 20
-_MOST_NUMBERS = 1 << 40
-"""Sides of zero counted as one, for NumPy refuses (0, 2^39, 2^39) as too big."""
 _SHOWN = 4
 
 
@@ -76,7 +74,7 @@ def restore(model: nn.Module, weights: Weights) -> None:
         for name, tensor in state.items():
             array = weights[name]
             if tensor.device.type == "cpu":
-                # Through NumPy, because torch warns of arrays it may not write to, such as those of from_arrays.
+                # Through NumPy, because torch warns of arrays it may not write to, such as those that came packed.
                 np.copyto(tensor.numpy(), array)
                 torch.autograd.graph.increment_version(tensor)
             else:
@@ -139,8 +137,8 @@ def check_like(weights: Weights, template: Weights) -> None:
         )
 
 
-def to_arrays(weights: Weights, types: Sequence[str] = DTYPES) -> ArrayRecord:
-    """Flower's record of the weights, or of statistics where ``types`` is :data:`STATISTICS`.
+def to_arrays(weights: Weights) -> ArrayRecord:
+    """Flower's record of the weights, for its strategies; what travels is packed (``common.packing``).
 
     Each array is stored as Flower itself does it (NPY 1.0), with one copy. Raises :class:`ModelError` for other types.
     """
@@ -148,26 +146,10 @@ def to_arrays(weights: Weights, types: Sequence[str] = DTYPES) -> ArrayRecord:
 
     record = ArrayRecord()
     for name, array in weights.items():
-        _require_type(name, array, types)
+        _require_type(name, array)
         data = b"".join((_npy_header(array.dtype.name, array.shape), _bytes_of(array)))
         record[name] = Array(dtype=array.dtype.name, shape=array.shape, stype=_STYPE, data=data)
     return record
-
-
-def from_arrays(record: ArrayRecord, types: Sequence[str] = DTYPES) -> dict[str, NDArray[Any]]:
-    """The weights in a record: read-only views of its bytes, so nothing is copied, parsed as code or allocated.
-
-    Raises :class:`ProtocolError` for anything but C-ordered arrays of ``types`` whose bytes are exactly as many
-    as their declared shape needs.
-    """
-    weights: dict[str, NDArray[Any]] = {}
-    for name, array in record.items():
-        problem = _problem(array.stype, array.dtype, array.shape, array.data, types)
-        if problem:
-            raise ProtocolError(f"array {_quoted(name)}: {problem}; sender and receiver must run the same version")
-        body = memoryview(array.data)[_body_start(array.data) :]
-        weights[name] = np.frombuffer(body, np.dtype(array.dtype)).reshape(array.shape)
-    return weights
 
 
 def save(weights: Weights, path: Path) -> None:
@@ -202,11 +184,11 @@ def load(path: Path) -> dict[str, NDArray[Any]]:
     return {name: weights[name] for name in sorted(weights)}
 
 
-def _require_type(name: str, array: NDArray[Any], types: Sequence[str] = DTYPES) -> None:
-    """Raises :class:`ModelError` for a type outside ``types``, or one in the other byte order."""
-    if array.dtype.name not in types or not array.dtype.isnative:
+def _require_type(name: str, array: NDArray[Any]) -> None:
+    """Raises :class:`ModelError` for a type outside :data:`DTYPES`, or one in the other byte order."""
+    if array.dtype.name not in DTYPES or not array.dtype.isnative:
         raise ModelError(
-            f"{name}: arrays of type {array.dtype} are not exchanged, only {', '.join(types)}; convert it to float32"
+            f"{name}: arrays of type {array.dtype} are not exchanged, only {', '.join(DTYPES)}; convert it to float32"
         )
 
 
@@ -216,34 +198,6 @@ def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
     return buffer.getvalue()
-
-
-def _body_start(data: bytes) -> int:
-    return 10 + int.from_bytes(data[8:10], "little")
-
-
-def _problem(stype: str, dtype: str, shape: tuple[int, ...], data: bytes, types: Sequence[str]) -> str:
-    """What is wrong with a received array, or an empty text.
-
-    The header is compared with the one the declared type and shape must have, rather than parsed: a parser of
-    hostile headers is not needed then.
-    """
-    if stype != _STYPE:
-        return f"is serialised as {_quoted(stype)}, not as {_STYPE}"
-    if dtype not in types:
-        return f"is of type {_quoted(dtype)}, not one of {', '.join(types)}"
-    sides = [type(side) is int and side >= 0 for side in shape]
-    if len(shape) > 32 or not all(sides) or math.prod(max(side, 1) for side in shape) > _MOST_NUMBERS:
-        return "has a shape that no array has"
-    start = _body_start(data)
-    header = f"{{'descr': {np.dtype(dtype).str!r}, 'fortran_order': False, 'shape': {tuple(shape)!r}, }}".encode()
-    given = data[10:start]
-    if data[:8] != b"\x93NUMPY\x01\x00" or len(given) != start - 10 or start % 64 or given.rstrip(b" \n") != header:
-        return "has a header that is not its declared type and shape's"
-    expected = math.prod(shape) * np.dtype(dtype).itemsize
-    if len(data) - start != expected:
-        return f"holds {len(data) - start} bytes where its shape needs {expected}"
-    return ""
 
 
 def _bytes_of(array: NDArray[Any]) -> memoryview:

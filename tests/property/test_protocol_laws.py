@@ -13,10 +13,12 @@ from hypothesis.extra import numpy as hnp
 
 from common import protocol
 from common.errors import ProtocolError
+from common.packing import pack
+from common.weights import DTYPES
 from tests.unit import federation as fed
 
 STUDY = fed.study()
-HEAD = {"protocol": 1, "study": STUDY.canonical().decode(), "arm": "federated", "repeat": 0, "round": 1}
+HEAD = {"protocol": protocol.VERSION, "study": STUDY.canonical().decode(), "arm": "federated", "repeat": 0, "round": 1}
 KINDS = (protocol.SURVEY, protocol.TRAIN, protocol.EVALUATE, protocol.MOMENTS)
 
 names = st.text(string.ascii_letters + "._0", min_size=1, max_size=12)
@@ -108,14 +110,14 @@ fields = st.sampled_from(
 
 @st.composite
 def arrays(draw: st.DrawFn) -> ArrayRecord:
-    """Arrays whose declared type, shape and bytes need not fit each other."""
+    """Packed arrays whose envelope, table and bytes need not fit each other."""
     record = ArrayRecord()
-    for name in draw(st.lists(names, max_size=2)):
-        good = protocol.to_arrays({name: draw(floats)})[name]
+    for name in draw(st.lists(st.sampled_from(["packed", "packed", "w"]), max_size=2, unique=True)):
+        good = pack({"w": draw(floats)}, DTYPES)["packed"]
         record[name] = Array(
-            dtype=draw(st.sampled_from([good.dtype, "float64", "object", "int64", "U99999999", ""])),
-            shape=draw(st.sampled_from([tuple(good.shape), (2**40,), (-1,), (0, 2**39, 2**39), ()])),
-            stype=draw(st.sampled_from([good.stype, "pickle"])),
+            dtype=draw(st.sampled_from([good.dtype, good.dtype, "float64", "object", ""])),
+            shape=draw(st.sampled_from([tuple(good.shape), tuple(good.shape), (2**40,), (-1,), ()])),
+            stype=draw(st.sampled_from([good.stype, good.stype, "pickle"])),
             data=draw(st.sampled_from([good.data, good.data[:-1], b"", good.data[:10]]) | st.binary(max_size=90)),
         )
     return record
@@ -130,7 +132,7 @@ def contents(draw: st.DrawFn, base: dict[str, Any]) -> RecordDict:
     content = RecordDict()
     for name in ("head", "weights", "statistics", "facts"):
         good: Any = {"head": ConfigRecord(head), "facts": MetricRecord(facts)}.get(name) or draw(arrays())
-        made = draw(st.sampled_from([good] * 5 + [MetricRecord({"protocol": 1}), None]))
+        made = draw(st.sampled_from([good] * 5 + [MetricRecord({"protocol": protocol.VERSION}), None]))
         if made is not None:
             content[name] = made
     return content
@@ -147,7 +149,7 @@ def test_any_request_is_decoded_or_a_protocol_error(content: RecordDict, kind: s
     assert found.task.repeat >= 0
 
 
-@given(contents({"protocol": 1, "site": "site-1", "kind": "train", "round": 1}))
+@given(contents({"protocol": protocol.VERSION, "site": "site-1", "kind": "train", "round": 1}))
 def test_any_reply_is_decoded_or_a_protocol_error(content: RecordDict) -> None:
     try:
         found = protocol.open_reply(fed.request(content, protocol.TRAIN))

@@ -21,7 +21,8 @@ from client.app import Directories, Resident, handle, locate_by_config, make_app
 from common import protocol
 from common.errors import FedwardError, VaultError
 from common.models import build
-from common.weights import digest, state_of, to_arrays
+from common.packing import pack
+from common.weights import DTYPES, digest, state_of
 from tests.unit import federation as fed
 
 SECRET = "Hansen^Erika 1957-03-08 /srv/pacs/4711.dcm"
@@ -196,11 +197,17 @@ def with_arrays(record: ArrayRecord, name: str = "weights", what: str = "train")
     return asked
 
 
-def arrays(**fields: Any) -> ArrayRecord:
-    good = {"dtype": "float32", "shape": (1,), "stype": "numpy.ndarray", "data": b""} | fields
-    record = ArrayRecord()
-    record["features.0.weight"] = Array(**good)
-    return record
+def packed(named: dict[str, Any], **fields: Any) -> ArrayRecord:
+    """As it travels, but for ``fields`` of the envelope."""
+    good = pack(named, DTYPES)["packed"]
+    facts = {"dtype": good.dtype, "shape": good.shape, "stype": good.stype, "data": good.data} | fields
+    return ArrayRecord({"packed": Array(**facts)})
+
+
+def table(text: bytes) -> ArrayRecord:
+    """Packed arrays of that table, and 64 bytes."""
+    data = len(text).to_bytes(8, "little") + text + bytes(-(len(text) + 8) % 64) + bytes(64)
+    return ArrayRecord({"packed": Array("uint8", (len(data),), "fedward.packed.1", data)})
 
 
 def moments(reference: dict[str, Any]) -> Message:
@@ -208,7 +215,7 @@ def moments(reference: dict[str, Any]) -> Message:
 
 
 HOSTILE: dict[str, tuple[Callable[[], Message], str]] = {
-    "another version": (lambda: changed("train", protocol=2), "protocol-mismatch"),
+    "another version": (lambda: changed("train", protocol=protocol.VERSION + 1), "protocol-mismatch"),
     "no study": (lambda: changed("survey", study=None), "protocol-mismatch"),
     "garbage": (lambda: changed("survey", study="\x00\xff" * 99), "protocol-mismatch"),
     "an oversized study": (lambda: changed("survey", study="{" + " " * (40 << 20) + "}"), "protocol-mismatch"),
@@ -244,18 +251,30 @@ HOSTILE: dict[str, tuple[Callable[[], Message], str]] = {
         ),
         "protocol-mismatch",
     ),
-    "a pickle": (lambda: with_arrays(arrays(stype="pickle", data=b"cos\nsystem\n.")), "protocol-mismatch"),
-    "objects": (lambda: with_arrays(arrays(dtype="object", data=b"\x93NUMPY")), "protocol-mismatch"),
-    "an array larger than its bytes": (lambda: with_arrays(arrays(shape=(1 << 38,))), "protocol-mismatch"),
-    "a negative shape": (lambda: with_arrays(arrays(shape=(-4,))), "protocol-mismatch"),
-    "weights of another model": (lambda: with_arrays(to_arrays({"w": np.zeros(3, np.float32)})), "model-invalid"),
+    "a pickle": (
+        lambda: with_arrays(packed({}, stype="pickle", shape=(13,), data=b"cos\nsystem\n.")),
+        "protocol-mismatch",
+    ),
+    "a pickle that says it is packed": (
+        lambda: with_arrays(packed({}, shape=(13,), data=b"cos\nsystem\n.")),
+        "protocol-mismatch",
+    ),
+    "objects": (lambda: with_arrays(table(b'[["w","|O",[8]]]')), "protocol-mismatch"),
+    "an array larger than its bytes": (
+        lambda: with_arrays(table(b'[["w","<f4",[274877906944]]]')),
+        "protocol-mismatch",
+    ),
+    "a negative shape": (lambda: with_arrays(table(b'[["w","<f4",[-4]]]')), "protocol-mismatch"),
+    "one name twice": (lambda: with_arrays(table(b'[["w","<f4",[1]],["w","<f4",[0]]]')), "protocol-mismatch"),
+    "more arrays than a model has": (lambda: with_arrays(table(b"[" + b"0," * 30_000 + b"0]")), "protocol-mismatch"),
+    "weights of another model": (lambda: with_arrays(packed({"w": np.zeros(3, np.float32)})), "model-invalid"),
     "weights of another shape": (
-        lambda: with_arrays(to_arrays({name: value[..., None] for name, value in weights().items()})),
+        lambda: with_arrays(packed({name: value[..., None] for name, value in weights().items()})),
         "model-invalid",
     ),
     "weights that are no numbers": (
         lambda: with_arrays(
-            to_arrays({n: np.full_like(v, np.nan) if v.dtype.kind == "f" else v for n, v in weights().items()}),
+            packed({n: np.full_like(v, np.nan) if v.dtype.kind == "f" else v for n, v in weights().items()}),
             what="evaluate",
         ),
         "model-invalid",

@@ -54,8 +54,8 @@ def test_a_seals_size_is_what_its_arrays_take() -> None:
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        ({"protocol": 0}, r"protocol 0 met protocol 1: upgrade the other side"),
-        ({"protocol": 2}, r"protocol 2 met protocol 1: upgrade this side"),
+        ({"protocol": 1}, r"protocol 1 met protocol 2: upgrade the other side"),
+        ({"protocol": 3}, r"protocol 3 met protocol 2: upgrade this side"),
         ({"protocol": "1"}, r"field 'protocol' is missing or not int"),
         ({"protocol": True}, r"field 'protocol' is missing or not int"),
         ({"protocol": None}, r"field 'protocol' is missing"),
@@ -111,7 +111,7 @@ def test_an_unknown_kind_and_an_empty_message_are_refused() -> None:
 
 
 def reply(**head: Any) -> Message:
-    fields = {"protocol": 1, "site": "site-1", "kind": "survey", "images": "{}"} | head
+    fields = {"protocol": protocol.VERSION, "site": "site-1", "kind": "survey", "images": "{}"} | head
     return fed.request(RecordDict({"head": ConfigRecord(fields)}), protocol.SURVEY)
 
 
@@ -151,7 +151,7 @@ def test_an_error_leaves_a_site_as_its_code_alone() -> None:
     message = protocol.answer(protocol.Refusal("site-1", "vault-unusable"), asked)
     head = message.content["head"]
     assert isinstance(head, ConfigRecord)
-    assert dict(head) == {"protocol": 1, "site": "site-1", "kind": "refusal", "code": "vault-unusable"}
+    assert dict(head) == {"protocol": protocol.VERSION, "site": "site-1", "kind": "refusal", "code": "vault-unusable"}
     assert list(message.content) == ["head"]
 
 

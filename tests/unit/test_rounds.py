@@ -23,8 +23,9 @@ from common import protocol
 from common.errors import DataError, Interrupted, ProtocolError, QuorumError
 from common.metrics import Counts
 from common.metrics import Layout as CountsLayout
+from common.packing import pack
 from common.study import Study
-from common.weights import digest
+from common.weights import DTYPES, STATISTICS, digest
 from server.app import federate
 from server.asking import Link, ask
 from server.checkpoints import Progress
@@ -227,7 +228,7 @@ def with_weights(change: Callable[[dict[str, Any]], None]) -> Callable[[Message]
         assert isinstance(found, protocol.TrainReply)
         arrays = {name: value.copy() for name, value in found.weights.items()}
         change(arrays)
-        reply.content["weights"] = protocol.to_arrays(arrays)
+        reply.content["weights"] = pack(arrays, DTYPES)
         return [reply]
 
     return bend
@@ -283,7 +284,7 @@ HOSTILE: dict[str, tuple[Callable[[Message], list[Message]], str]] = {
     "extra": (with_weights(lambda arrays: arrays.update(x=np.zeros(1, np.float32))), r"unexpected 'x'"),
     "round": (with_head(round=7), r"refused: it answers round 7, not"),
     "name": (with_head(site="site-1"), r"refused: it answers under another site's name"),
-    "version": (with_head(protocol=99), r"unreadable reply: protocol 99 met protocol 1: upgrade this side"),
+    "version": (with_head(protocol=99), r"unreadable reply: protocol 99 met protocol 2: upgrade this side"),
     "kind": (with_head(kind="statistics"), r"unreadable reply: the message has no ArrayRecord named 'statistics'"),
     "survey": (with_head(kind="survey", images="{}"), r"wrong kind of reply"),
     "refusal": (with_head(kind="refusal", code="vault-unusable"), r"declined: vault-unusable"),
@@ -322,7 +323,7 @@ def spoiled_counts(reply: Message) -> list[Message]:
     assert isinstance(found, protocol.StatisticsReply)
     arrays = {name: np.array(value) for name, value in found.statistics.items()}
     arrays["low_n"][:] = -1
-    reply.content["statistics"] = protocol.to_arrays(arrays, protocol.STATISTICS)
+    reply.content["statistics"] = pack(arrays, STATISTICS)
     return [reply]
 
 
@@ -778,4 +779,4 @@ def test_arrays_that_are_no_weights_at_all(grid: InProcessGrid) -> None:
 
     study = fed.study(**{"federation.rounds": 1, "federation.quorum": 0.5})
     progress = train(fed.Bent(grid, bend), work(study))
-    assert "unreadable reply: array 'x': is of type 'object'" in progress.history[0]["sites"]["site-2"]["status"]
+    assert "unreadable reply: the arrays are not packed" in progress.history[0]["sites"]["site-2"]["status"]
