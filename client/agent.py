@@ -17,6 +17,7 @@ from client.app import Resident, handle
 from client.approvals import Approvals, Federation
 from client.federation import Membership, update_roster
 from client.fleet import Connection, Pace, serve
+from client.health import Pulse
 from client.home import Home
 from client.policy import Policy
 from client.replies import Identity, Replies
@@ -186,6 +187,7 @@ def _serve(agent: Agent, stop: threading.Event, pace: Pace | None) -> None:
             membership.address, membership.ca_path, membership.key_path, certificate=pair, pace=pace
         )
         logger.info("site %s, coordinator %s", membership.alias, membership.address)
-        serve(connection, agent.answer, stop=stop)
+        with Pulse(agent.home.state, connection):
+            serve(connection, agent.answer, stop=stop)
     finally:
         agent.close()

@@ -1,9 +1,10 @@
-"""What ``fedward site up`` does; ``agent_commands`` declares it."""
+"""What ``fedward site up`` and ``health`` do; ``agent_commands`` declares them."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -30,3 +31,9 @@ def up(site: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, finish)
     agent.run(home, stop=stop)
+
+
+def health(site: Path) -> None:
+    from client.health import judge
+
+    print(judge(Home.open(site).state, time.time()))

@@ -1,4 +1,4 @@
-"""``fedward site up``: the resident agent. Attached to ``fedward site``."""
+"""``fedward site up|health``: the resident agent. Attached to ``fedward site``."""
 
 from __future__ import annotations
 
@@ -15,3 +15,11 @@ def up(site: Site = HERE) -> None:
     from client import agent_cli
 
     agent_cli.up(site)
+
+
+@app.command()
+def health(site: Site = HERE) -> None:
+    """Say whether the agent works and the coordinator answers it; exit code 1 and the reason if not."""
+    from client import agent_cli
+
+    agent_cli.health(site)

@@ -68,11 +68,14 @@ T = TypeVar("T")
 
 class Connection:
     """Signed exchanges with one coordinator. :attr:`state` is for status pages: ``connecting``, ``online``,
-    ``unreachable`` or ``refused`` (not on the roster, or the roster's key is another)."""
+    ``unreachable`` or ``refused`` (not on the roster, or the roster's key is another); :attr:`why` says more,
+    :attr:`answered` when the coordinator last took a request (seconds, by this machine's clock)."""
 
     def __init__(self, address: str, tls: ssl.SSLContext, key: ec.EllipticCurvePrivateKey, pace: Pace) -> None:
         self.pace = pace
         self.state = "connecting"
+        self.why = ""
+        self.answered: float | None = None
         self.node_id = 0
         self._base, self._key = f"https://{address}/v1/fleet/", key
         self._http = httpx.Client(
@@ -147,6 +150,7 @@ class Connection:
     def _judge(self, response: httpx.Response) -> None:
         status = response.status_code
         if status == 200:
+            self.answered = time.time()
             return
         if status == 401:
             self._learn_clock(response)
@@ -370,7 +374,7 @@ class _Agent:
     def _become(self, state: str, why: str = "") -> None:
         if state != self._to.state:
             logger.log(logging.INFO if state == "online" else logging.WARNING, "%s%s", state, why and f": {why}")
-            self._to.state = state
+            self._to.state, self._to.why = state, why
 
     def _heartbeats(self) -> None:
         """Beats go on while ``answer`` works, for hours if need be. A missed one is tried again soon."""

@@ -154,6 +154,12 @@ class RunError(FedwardError):
     exit_code = 8
 
 
+class Unhealthy(FedwardError):
+    """A program that should be at work is not, or cannot do its work."""
+
+    code = "unhealthy"
+
+
 class Interrupted(FedwardError):
     """The user stopped the run; its last checkpoint is kept."""
 

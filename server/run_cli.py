@@ -49,6 +49,12 @@ def up(directory: Path, *, resume: bool, patience_s: float) -> None:
     Running(coordinator, patience_s=patience_s).run(stop=stop, resume=resume)
 
 
+def health(directory: Path) -> None:
+    from server.health import judge
+
+    print(judge(Coordinator.open(directory), time.time()))
+
+
 def launch(path: Path, directory: Path) -> None:
     coordinator = Coordinator.open(directory)
     study = Study.load(path)

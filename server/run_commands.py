@@ -51,6 +51,14 @@ def status(directory: Directory = HERE, as_json: Json = False) -> None:
 
 
 @app.command()
+def health(directory: Directory = HERE) -> None:
+    """Say whether the coordinator runs and sites can connect; exit code 1 and the reason if not."""
+    from server import run_cli
+
+    run_cli.health(directory)
+
+
+@app.command()
 def stop(run: RunName = None, directory: Directory = HERE) -> None:
     """Stop a run after the message at hand; `resume` goes on."""
     from server import run_cli
