@@ -43,6 +43,7 @@ class Agent:
         self._said: dict[str, str] = {}  # study -> verdict, as it was last logged
         self._surveyed: dict[str, dict[str, int]] = {}  # study -> counts, as they last left
         self._distrusted = False
+        self._at_work: Study | None = None  # whose results the last answer may hold
         self._replies = self._open_replies()
 
     def close(self) -> None:
@@ -56,7 +57,7 @@ class Agent:
 
     def answer(self, message: Message) -> Message:
         """The reply to one message; never raises."""
-        alias = self.membership.alias
+        alias, self._at_work = self.membership.alias, None
         try:
             request = protocol.open_request(message)
             if isinstance(request, protocol.SurveyRequest) and request.roster:
@@ -71,6 +72,7 @@ class Agent:
             code = self._code(task.study)
             if code is not None:
                 return protocol.answer(protocol.Refusal(alias, code), message)
+            self._at_work = task.study
             return self._work(request, message)
         except RoundSpent as error:
             logger.error("%s", error)
@@ -81,6 +83,23 @@ class Agent:
         except Exception:
             logger.exception("unexpected failure")
             return protocol.answer(protocol.Refusal(alias, "internal-error"), message)
+
+    def recheck(self, message: Message, reply: Message) -> Message:
+        """What may leave now in answer to ``message``, the last that was answered: ``reply``, or a refusal.
+
+        The way to the coordinator may be shut for days; whoever withdraws or pauses meanwhile is obeyed. Never raises.
+        """
+        if self._at_work is None:
+            return reply  # a code
+        try:
+            code = self._code(self._at_work)
+        except FedwardError as error:
+            logger.error("%s", error)
+            code = error.code
+        except Exception:
+            logger.exception("unexpected failure")
+            code = "internal-error"
+        return reply if code is None else protocol.answer(protocol.Refusal(self.membership.alias, code), message)
 
     def _code(self, study: Study) -> str | None:
         """What to refuse ``study`` with now; ``None`` where it may work."""
@@ -188,6 +207,6 @@ def _serve(agent: Agent, stop: threading.Event, pace: Pace | None) -> None:
         )
         logger.info("site %s, coordinator %s", membership.alias, membership.address)
         with Pulse(agent.home.state, connection):
-            serve(connection, agent.answer, stop=stop)
+            serve(connection, agent.answer, stop=stop, recheck=agent.recheck)
     finally:
         agent.close()

@@ -181,15 +181,21 @@ _LONGEST_ANSWER = 64 << 20
 _CLOCK_S = 2.0
 
 
-def serve(connection: Connection, answer: Callable[[Message], Message], *, stop: threading.Event) -> None:
+Answer = Callable[[Message], Message]
+Recheck = Callable[[Message, Message], Message]
+
+
+def serve(connection: Connection, answer: Answer, *, stop: threading.Event, recheck: Recheck | None = None) -> None:
     """Answer messages until ``stop`` is set; closes the connection at the end.
 
     ``answer`` is called in this thread, once per message that comes; a reply that cannot be brought back is tried
-    again until it is taken or nobody wants it, without another call. It should not raise; where it does, the
-    coordinator learns that much and nothing else. After a crash the unanswered message comes again.
+    again until it is taken or nobody wants it, without another call. ``recheck(request, reply)`` is asked before every
+    attempt, which may be days after the first, and gives what may leave now: that reply, or another in its place.
+    Neither should raise; where one does, the coordinator learns that much and nothing else. After a crash the
+    unanswered message comes again.
     """
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request, otherwise
-    agent = _Agent(connection, answer, stop)
+    agent = _Agent(connection, answer, recheck or (lambda _, reply: reply), stop)
     try:
         agent.run()
     finally:
@@ -197,8 +203,8 @@ def serve(connection: Connection, answer: Callable[[Message], Message], *, stop:
 
 
 class _Agent:
-    def __init__(self, connection: Connection, answer: Callable[[Message], Message], stop: threading.Event) -> None:
-        self._to, self._answer, self._stop = connection, answer, stop
+    def __init__(self, connection: Connection, answer: Answer, recheck: Recheck, stop: threading.Event) -> None:
+        self._to, self._answer, self._recheck, self._stop = connection, answer, recheck, stop
         self._pace = connection.pace
         self._quick_until = 0.0
         self._busy = self._brought = False
@@ -257,7 +263,7 @@ class _Agent:
                 raise ValueError("for another site, or another than was announced")
             reply = self._replied(request)
             self._brought = False
-            self._tried(lambda: self._bring(reply), at_least_once=True)
+            self._tried(lambda: self._bring(self._rechecked(request, reply)), at_least_once=True)
             self._busy = not self._brought
         except _Dropped as reason:
             self._busy = False
@@ -308,6 +314,14 @@ class _Agent:
             logger.exception("answering failed")
             reply = flower.failed(request)
         return flower.settle(reply, request)
+
+    def _rechecked(self, request: Message, reply: Message) -> Message:
+        try:
+            now = self._recheck(request, reply)
+        except Exception:
+            logger.exception("asking again whether a reply may leave failed")
+            now = flower.failed(request)
+        return reply if now is reply else flower.settle(now, request)
 
     def _bring(self, reply: Message) -> None:
         node, run_id = flower.Node(node_id=self._to.node_id), reply.metadata.run_id

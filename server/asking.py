@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -44,17 +44,21 @@ class Answer:
 _POLL_S = (0.005, 0.2)
 
 
-def ask(link: Link, sealed: protocol.Sealed, sites: Mapping[str, int], deadline_s: float) -> Iterator[Answer]:
+def ask(
+    link: Link, sealed: protocol.Sealed, sites: Mapping[str, int], deadline_s: float, *, needed: int = 0
+) -> Iterator[Answer]:
     """Send one request to ``sites`` and yield an :class:`Answer` for each, as they arrive or give up.
 
     A dead node's error reply has ``src_node_id=1``, so replies are told apart by the message
     they answer; a second answer, or one to a message that is not ours, is dropped. Sites that
-    have not answered after ``deadline_s`` seconds come last.
+    have not answered after ``deadline_s`` seconds come last. A site that is offline is given up before
+    that, unless ``needed`` replies can only be had with it: a line that is down comes up again, and a
+    site that goes on training meanwhile brings its reply then.
     """
     ends = link.clock() + deadline_s
     waiting = _push(link.grid, sealed, sites, deadline_s + 60.0)
     unsent = set(sites) - set(waiting.values())
-    pause = _POLL_S[0]
+    pause, got, held = _POLL_S[0], 0, list[str]()
     try:
         while waiting and link.clock() < ends:
             link.check_stop()
@@ -63,19 +67,43 @@ def ask(link: Link, sealed: protocol.Sealed, sites: Mapping[str, int], deadline_
                 message = arrived.popleft()
                 site = waiting.pop(message.metadata.reply_to_message_id, None)
                 if site is not None:
-                    yield _opened(site, message)
+                    answer = _opened(site, message)
+                    got += answer.reply is not None
+                    yield answer
+                    del answer
                 del message
             if len(waiting) < before:
                 pause = _POLL_S[0]
-            elif waiting:
-                pause = min(pause * 2, _POLL_S[1])
-                link.sleep(min(pause, max(0.0, ends - link.clock())))
+                continue
+            if pause == _POLL_S[1]:
+                away = _offline(link.grid, waiting, sites)
+                if len(waiting) - len(away) < needed - got <= len(waiting):
+                    if held != (held := sorted(away.values())):
+                        link.events.emit("waiting-for", sites=held, why="offline, and the quorum needs them")
+                else:
+                    _forget(link.grid, away)
+                    for id_, site in away.items():
+                        del waiting[id_]
+                        yield Answer(site, None, "offline", 0)
+            pause = min(pause * 2, _POLL_S[1])
+            link.sleep(min(pause, max(0.0, ends - link.clock())))
     finally:
-        forget = getattr(link.grid, "forget", None)  # an engine that works here need not work on these any more
-        if waiting and forget is not None:
-            forget(list(waiting))
+        _forget(link.grid, waiting)
     for site in sorted({*waiting.values(), *unsent}):
         yield Answer(site, None, "no answer before the deadline" if site not in unsent else "not reachable", 0)
+
+
+def _offline(grid: Grid, waiting: Mapping[str, str], sites: Mapping[str, int]) -> dict[str, str]:
+    """Of ``waiting`` (id of the message -> site) those whose node is not there now."""
+    online = set(grid.get_node_ids())
+    return {id_: site for id_, site in waiting.items() if sites[site] not in online}
+
+
+def _forget(grid: Grid, ids: Iterable[str]) -> None:
+    """An engine that works here need not work on these any more; a late reply to one of them is dropped."""
+    forget, gone = getattr(grid, "forget", None), list(ids)
+    if gone and forget is not None:
+        forget(gone)
 
 
 def _push(grid: Grid, sealed: protocol.Sealed, sites: Mapping[str, int], ttl_s: float) -> dict[str, str]:

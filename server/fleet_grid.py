@@ -12,6 +12,7 @@ from flwr.supercore.run import Run
 from server.flower_private import ActiveRun, SuperLink
 
 _POLL_S = 0.05
+_SLACK_S = 86_400.0
 
 
 class FleetGrid(Grid):
@@ -39,8 +40,15 @@ class FleetGrid(Grid):
         return sorted(self._link.online())
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Ids in order; empty for a message whose node is not on the roster."""
-        return self._link.send(self._active, list(messages))
+        """Ids in order; empty for a message whose node is not on the roster.
+
+        Flower counts a message's time to live by the wall clock, which may be set, or jump over a sleep of this
+        machine. Deadlines are the caller's, by a clock that does neither: :meth:`forget` ends a message.
+        """
+        sent = list(messages)
+        for message in sent:
+            message.metadata.ttl += _SLACK_S
+        return self._link.send(self._active, sent)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """At most one reply a call, so that a caller never holds more of them than it can fold.

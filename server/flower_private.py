@@ -396,6 +396,7 @@ class SuperLink:
     def collect(self, run: ActiveRun, message_id: str) -> Message | None:
         """The reply to a message once it is whole, an error once there can be none, ``None`` until then.
 
+        A site that is offline may come back and still bring its reply: how long to wait for that, the caller knows.
         What was stored for both is freed. A reply is only taken for what its address on the way in
         said: the one within it is the site's own writing.
         """
@@ -419,7 +420,7 @@ class SuperLink:
                 reply.metadata.__dict__["_message_id"] = reply_id
                 self.forget([message_id])
                 return reply
-        if node is None or node.status == NodeStatus.UNREGISTERED or (node.online_until or 0.0) < time.time():
+        if node is None or node.status == NodeStatus.UNREGISTERED:
             return self._failed(run, message_id, ErrorCode.NODE_UNAVAILABLE)
         return None
 

@@ -150,7 +150,7 @@ class Arm:
         record["bytes"] += sealed.bytes * len(self.work.sites)
         self._aggregator.begin(round_, sent)
         accepted: dict[str, tuple[int, float]] = {}
-        for answer in ask(self.link, sealed, self.work.sites, self._deadline_s):
+        for answer in ask(self.link, sealed, self.work.sites, self._deadline_s, needed=self.work.quorum):
             record["bytes"] += answer.bytes
             outcome = self._accept(round_, sent, answer, accepted)
             record["sites"][answer.site] = outcome
@@ -209,7 +209,7 @@ class Arm:
         layout = CountsLayout.of(self.study)
         merged = Counts.zero(layout)
         answered = 0
-        for answer in ask(self.link, sealed, self.work.sites, self._deadline_s):
+        for answer in ask(self.link, sealed, self.work.sites, self._deadline_s, needed=self.work.quorum):
             record["bytes"] += answer.bytes
             try:
                 merged += statistics_of(answer, round_, lambda arrays: Counts.from_arrays(arrays, layout))

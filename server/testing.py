@@ -47,7 +47,7 @@ def test_model(
     sealed = protocol.seal(protocol.EvaluateRequest(task, split, weights))
     moved = sealed.bytes * len(sites)
     counts: dict[str, Counts] = {}
-    for answer in ask(link, sealed, sites, deadline):
+    for answer in ask(link, sealed, sites, deadline, needed=len(sites)):
         counts[answer.site] = _read(answer, task, lambda arrays: Counts.from_arrays(arrays, layout))
         moved += answer.bytes
     merged = Counts.zero(layout)
@@ -59,7 +59,7 @@ def test_model(
         sealed = protocol.seal(protocol.MomentsRequest(task, split, weights, reference.to_arrays()))
         moved += sealed.bytes * len(group)
         parts: dict[str, Moments] = {}
-        for answer in ask(link, sealed, group, deadline):
+        for answer in ask(link, sealed, group, deadline, needed=len(group)):
             parts[answer.site] = _read(answer, task, lambda arrays: Moments.from_arrays(arrays, layout))
             moved += answer.bytes
         total = Moments.zero(layout)

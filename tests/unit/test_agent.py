@@ -15,6 +15,7 @@ from client.agent import Agent
 from client.approvals import Approvals
 from client.federation import join, join_request
 from client.home import Home
+from client.policy import POLICY_FILE
 from common import protocol
 from common.errors import VaultError
 from common.models import build_initial
@@ -131,6 +132,25 @@ def test_a_withdrawal_during_a_fit_keeps_its_weights_here(site: Site, monkeypatc
     assert not [facts for facts in site.events("reply") if facts["kind"] == protocol.TRAIN]
     monkeypatch.setattr(agents, "handle", work)
     assert refused(site.train()) == "study-withdrawn"
+
+
+def test_a_reply_that_could_not_leave_is_judged_again(site: Site) -> None:
+    """The line was down when it was ready: what its people say until it is up again counts."""
+    site.survey()
+    site.approve()
+    request = site.message(protocol.TrainRequest(protocol.Task(OURS, round=1), site.weights))
+    reply = site.agent.answer(request)
+    assert site.agent.recheck(request, reply) is reply
+    policy = site.home.directory / POLICY_FILE
+    good = policy.read_text()
+    policy.write_text("nonsense: 1\n")
+    assert refused(protocol.open_reply(site.agent.recheck(request, reply))) == "policy-objects"
+    policy.write_text(good)
+    assert site.agent.recheck(request, reply) is reply
+    site.decide(lambda found: found.withdraw(found.records()[0], by="Bob"))
+    assert refused(protocol.open_reply(site.agent.recheck(request, reply))) == "study-withdrawn"
+    code = site.agent.answer(request)
+    assert site.agent.recheck(request, code) is code
 
 
 def test_what_leaves_is_on_record_before_it_can_leave(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

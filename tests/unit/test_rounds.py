@@ -390,6 +390,58 @@ def test_who_does_not_answer_before_the_deadline_is_left_out(grid: InProcessGrid
     assert digest(progress.weights) == digest(train(grid, work(study, ["site-1", "site-2"])).weights)
 
 
+class Flaky(fed.Bent):
+    """The nodes in ``away`` are offline, and no reply of theirs arrives."""
+
+    away: frozenset[int] = frozenset()
+
+    def get_node_ids(self) -> Iterable[int]:
+        return [node for node in self.inner.get_node_ids() if node not in self.away]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return super().pull_messages([id_ for id_ in message_ids if self.nodes[id_] not in self.away])
+
+
+def test_a_site_that_is_offline_is_given_up_where_the_quorum_does_not_need_it(grid: InProcessGrid) -> None:
+    time, flaky = fed.FakeTime(), Flaky(grid)
+    flaky.away = frozenset({NODES["site-3"]})
+    study = fed.study(**{"federation.quorum": 0.6, "federation.rounds": 2, "federation.deadline_s": 500.0})
+    progress = train(flaky, work(study), clock=time.clock, sleep=time.sleep)
+    assert {record["sites"]["site-3"]["status"] for record in progress.history} == {"offline"}
+    assert time.now < 10
+    assert len(flaky.forgotten) == 4, "a reply that it brings later is not taken"
+    assert digest(progress.weights) == digest(train(grid, work(study, ["site-1", "site-2"])).weights)
+
+
+def test_a_site_that_is_offline_is_waited_for_where_the_quorum_needs_it(grid: InProcessGrid) -> None:
+    time, events, flaky = fed.FakeTime(), fed.Events(), Flaky(grid)
+
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+        offline = 10 < time.now < 300
+        flaky.away = frozenset({NODES["site-3"]}) if offline else frozenset()
+
+    time.sleep(10)
+    flaky.away = frozenset({NODES["site-3"]})
+    study = fed.study(**{"federation.rounds": 2, "federation.deadline_s": 500.0})
+    progress = train(flaky, work(study), events, clock=time.clock, sleep=sleep)
+    assert {facts["status"] for record in progress.history for facts in record["sites"].values()} == {"ok"}
+    assert time.now >= 300
+    assert [event["sites"] for event in events.of("waiting-for")] == [["site-3"]]
+    assert digest(progress.weights) == digest(train(grid, work(study)).weights)
+
+
+def test_a_quorum_that_cannot_be_had_any_more_waits_for_nobody(grid: InProcessGrid) -> None:
+    def bend(node: int, reply: Message) -> list[Message]:
+        return error_from_node_one(reply) if node == NODES["site-1"] else [reply]
+
+    time, flaky = fed.FakeTime(), Flaky(grid, bend)
+    flaky.away = frozenset({NODES["site-3"]})
+    with pytest.raises(QuorumError, match=r"site-1: failed \(Flower error 3\); site-3: offline"):
+        train(flaky, work(fed.study(**{"federation.deadline_s": 500.0})), clock=time.clock, sleep=time.sleep)
+    assert time.now < 10
+
+
 def test_nobody_answering_fails_at_the_deadline_of_the_work(grid: InProcessGrid) -> None:
     time = fed.FakeTime()
     made = work(fed.study(), deadline_s=7.0)
