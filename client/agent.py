@@ -13,8 +13,9 @@ import threading
 import torch
 from flwr.app import Message
 
+from client import delivery
 from client.app import Resident, handle
-from client.approvals import Approvals, Federation
+from client.approvals import OVER, Approvals, Federation
 from client.federation import Membership, update_roster
 from client.fleet import Connection, Pace, serve
 from client.health import Pulse
@@ -45,6 +46,9 @@ class Agent:
         self._distrusted = False
         self._at_work: Study | None = None  # whose results the last answer may hold
         self._replies = self._open_replies()
+        for study in self._replies.studies():
+            if self._approvals.over(study):
+                self._forget(study)
 
     def close(self) -> None:
         self._replies.close()
@@ -69,6 +73,8 @@ class Agent:
                 # Approved is one training; arms and repeats are a simulation's, and would be as many more.
                 logger.error("arm %s, repeat %d: a site takes part in one federated run", task.arm, task.repeat)
                 return protocol.answer(protocol.Refusal(alias, "not-approved"), message)
+            if isinstance(request, protocol.DeliveryRequest):
+                return protocol.answer(self._take_model(request), message)
             code = self._code(task.study)
             if code is not None:
                 return protocol.answer(protocol.Refusal(alias, code), message)
@@ -107,9 +113,28 @@ class Agent:
         if self._said.get(study.hash) != verdict.why:
             self._said[study.hash] = verdict.why
             logger.info("study %s %s: %s", study.name, study.hash[:12], verdict.why)
+            if verdict.state in OVER:
+                self._forget(study.hash)
         return verdict.code
 
-    def _work(self, request: protocol.Request, message: Message) -> Message:
+    def _take_model(self, request: protocol.DeliveryRequest) -> protocol.Reply:
+        """Kept first, then the study ends, then its replies go: killed in between, the model comes again."""
+        study, federation = request.task.study, self._federation()
+        code = self._approvals.delivery(study, federation)
+        if code is not None:
+            logger.info("the model of study %s %s is not taken: %s", study.name, study.hash[:12], code)
+            return protocol.Refusal(self.membership.alias, code)
+        kept = delivery.receive(self.home, self.membership, request)
+        self._approvals.finish(study.hash, federation)
+        self._forget(study.hash)
+        return protocol.Receipt(self.membership.alias, kept)
+
+    def _forget(self, study: str) -> None:
+        erased = self._replies.forget(study)
+        if erased:
+            self.home.record("replies-erased", {"study": study, "replies": erased})
+
+    def _work(self, request: _Work, message: Message) -> Message:
         alias = self.membership.alias
         if isinstance(request, protocol.SurveyRequest):
             reply = handle(message, lambda: self.home.directory, self._resident)
@@ -177,6 +202,9 @@ def _device(policy: Policy | PolicyError) -> str | None:
     if policy.gpu_share < 1.0 and torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(policy.gpu_share)
     return policy.device
+
+
+_Work = protocol.SurveyRequest | protocol.TrainRequest | protocol.EvaluateRequest | protocol.MomentsRequest
 
 
 def identity_of(request: protocol.TrainRequest | protocol.EvaluateRequest | protocol.MomentsRequest) -> Identity:

@@ -138,6 +138,8 @@ def handle(message: Message, locate: Callable[[], Path], resident: Resident) -> 
     alias = "unknown"
     try:
         request = protocol.open_request(message)
+        if isinstance(request, protocol.DeliveryRequest):
+            raise ProtocolError("finished models come to the resident agent only; run `fedward site up`")
         site = resident.site(locate())
         alias = site.alias
         if site.config.threads and torch.get_num_threads() != site.config.threads:

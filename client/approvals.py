@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import product
 from pathlib import Path
@@ -30,6 +30,13 @@ ROLES: tuple[str, ...] = get_args(Role)
 MOST_UNDECIDED = 32
 """Studies that wait for a decision; a coordinator that asks for more loses its oldest."""
 SHORTEST_PREFIX = 6
+EVENTS = {
+    "approve": "study-approved",
+    "refuse": "study-refused",
+    "withdraw": "study-withdrawn",
+    "finish": "study-finished",
+}
+"""What the audit log calls each kind of decision."""
 
 _TABLES = (
     "CREATE TABLE study (id INTEGER PRIMARY KEY AUTOINCREMENT, hash TEXT NOT NULL UNIQUE, text TEXT NOT NULL, "
@@ -42,13 +49,23 @@ _TABLES = (
 )
 
 State = Literal[
-    "approved", "pending", "refused", "withdrawn", "expired", "objected", "paused", "outside-hours", "roster-changed"
+    "approved",
+    "pending",
+    "refused",
+    "withdrawn",
+    "finished",
+    "expired",
+    "objected",
+    "paused",
+    "outside-hours",
+    "roster-changed",
 ]
 CODES: Mapping[State, str | None] = {
     "approved": None,
     "pending": "approval-pending",
     "refused": "approval-refused",
     "withdrawn": "study-withdrawn",
+    "finished": "study-finished",
     "expired": "study-expired",
     "objected": "policy-objects",
     "paused": "site-paused",
@@ -56,6 +73,8 @@ CODES: Mapping[State, str | None] = {
     "roster-changed": "roster-changed",
 }
 """What a refusal tells the coordinator."""
+OVER: frozenset[State] = frozenset({"refused", "withdrawn", "finished", "expired"})
+"""States of studies whose replies need not be kept."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +106,8 @@ class Decision:
     the site's directory may write a decision. :meth:`facts` is what such a signature would cover.
     """
 
-    kind: Literal["approve", "refuse", "withdraw"]
+    kind: Literal["approve", "refuse", "withdraw", "finish"]
+    """``finish``: nobody's decision; the study's model came, and its approvals have ended with it."""
     at: datetime
     role: str
     by: str
@@ -171,6 +191,8 @@ def judge(study: Study, record: Record | None, now: Now) -> Verdict:
         given = [one for one in given if not one.rule]
     complete = _complete(given, policy.approvals_needed) is not None
     if stop is not None and not complete:
+        if stop.kind == "finish":
+            return Verdict("finished", f"finished: its model came on {_day(stop.at)}; `fedward site models` shows it")
         word: State = "refused" if stop.kind == "refuse" else "withdrawn"
         return Verdict(word, f"{word} by {stop.by} on {_day(stop.at)}" + (f": {stop.why}" if stop.why else ""))
     last_day = study.governance.expires
@@ -180,6 +202,21 @@ def judge(study: Study, record: Record | None, now: Now) -> Verdict:
     if objections:
         return Verdict("objected", objections[0].text, objections)
     return _of_approvals(given, complete, policy, now)
+
+
+def judge_delivery(study: Study, record: Record | None, now: Now) -> str | None:
+    """The code to refuse the study's finished model with; ``None`` for one that may come.
+
+    Its people must have let this coordinator's study work. That an approval has run out since, the hour, another site,
+    an earlier copy of the model: nothing of that counts. A refusal, a withdrawal, a pause and the policy do.
+    """
+    decisions = tuple(one for one in (record.decisions if record is not None else ()) if one.kind != "finish")
+    given = [one for one in _standing(decisions)[1] if one.federation.coordinator == now.federation.coordinator]
+    if record is not None and given:
+        now = replace(now, at=given[-1].at, federation=given[-1].federation)
+        record = replace(record, decisions=decisions)
+    verdict = judge(study, record, now)
+    return None if verdict.state in ("approved", "outside-hours") else verdict.code
 
 
 def _of_approvals(given: Sequence[Decision], complete: bool, policy: Policy, now: Now) -> Verdict:
@@ -253,6 +290,26 @@ class Approvals:
                 decision = Decision("approve", now.at, "rule", f"rule {rule} of {POLICY_FILE}", federation, rule=rule)
                 verdict = judge(study, self._decide(study.hash, decision), now)
         return verdict
+
+    def delivery(self, study: Study, federation: Federation) -> str | None:
+        """The code to refuse the study's finished model with, now; ``None`` for one that may come."""
+        pause = self._fresh().pause
+        with self._database.transaction("DEFERRED") as connection:
+            record = _record(connection, study.hash)
+        return judge_delivery(study, record, self._now(federation, pause))
+
+    def finish(self, study: str, federation: Federation) -> None:
+        """The study's model is here: its approvals end. Called again, nothing."""
+        with self._database.transaction("DEFERRED") as connection:
+            record = _record(connection, study)
+        if record is not None and not (record.decisions and record.decisions[-1].kind == "finish"):
+            self._decide(study, Decision("finish", self._home.clock(), "", "its coordinator", federation))
+
+    def over(self, study: str) -> bool:
+        """Whether a study has ended here, so that its kept replies are of no more use."""
+        with self._database.transaction("DEFERRED") as connection:
+            record = _record(connection, study)
+        return record is not None and self.verdict(record).state in OVER
 
     def records(self) -> list[Record]:
         """All studies that were asked for, the latest first."""
@@ -404,10 +461,7 @@ class Approvals:
             record = _record(connection, study)
             if record is None:
                 raise ApprovalError(f"study {study[:12]} has gone; it must be asked for again")
-            event = {"approve": "study-approved", "refuse": "study-refused", "withdraw": "study-withdrawn"}[
-                decision.kind
-            ]
-            self._home.audit.append(event, decision.facts(study), decision.at)
+            self._home.audit.append(EVENTS[decision.kind], decision.facts(study), decision.at)
         return record
 
 

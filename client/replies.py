@@ -293,12 +293,23 @@ class Replies:
         with self._database.transaction("DEFERRED") as connection:
             return _spent(connection, study, arm, repeat, round_)
 
+    def studies(self) -> list[str]:
+        """Hashes of the studies that have replies here, in full."""
+        with self._database.transaction("DEFERRED") as connection:
+            query = "SELECT DISTINCT study FROM reply WHERE size IS NOT NULL ORDER BY study"
+            return [study for (study,) in connection.execute(query)]
+
     def forget(self, study: str) -> int:
-        """Remove all of a study, digests too, when it has ended; how many replies that were."""
+        """Erase the replies of a study that has ended; how many those were.
+
+        Which of its rounds were trained from what stays: approved anew, it still trains none of them twice.
+        """
         with self._database.transaction() as connection:
-            connection.execute("DELETE FROM piece WHERE reply IN (SELECT id FROM reply WHERE study = ?)", (study,))
-            gone = connection.execute("DELETE FROM reply WHERE study = ?", (study,)).rowcount
-        self._database.shrink()
+            full = "SELECT count(*) FROM reply WHERE study = ? AND size IS NOT NULL"
+            gone = int(connection.execute(full, (study,)).fetchone()[0])
+            _drop(connection, "study = ?", (study,))
+        if gone:
+            self._database.shrink()
         return gone
 
     def close(self) -> None:

@@ -133,6 +133,13 @@ class StoreError(FedwardError):
     exit_code = 4
 
 
+class PackageError(FedwardError):
+    """A finished model is not what its coordinator signed, or not one that this site takes."""
+
+    code = "model-refused"
+    exit_code = 6
+
+
 class RoundSpent(FedwardError):
     """A training round was already done from other weights."""
 

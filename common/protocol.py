@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 from common.errors import ProtocolError, StudyError
 from common.packing import pack, unpack
 from common.study import Study
-from common.weights import DTYPES, STATISTICS, Weights
+from common.weights import DTYPES, FILES, STATISTICS, Weights
 
 VERSION = 2
 """Raised whenever a message changes meaning; both sides must speak the same."""
 
 SURVEY, TRAIN, EVALUATE, MOMENTS = "query.survey", "train.fit", "evaluate.scores", "evaluate.moments"
+DELIVER = "query.model"
 SPLITS = ("train", "val", "test")
 
 Statistics = Mapping[str, NDArray[Any]]
@@ -40,6 +41,8 @@ _PROGRAM = re.compile(r"[0-9A-Za-z.+-]{0,32}")
 _MOST = (1 << 31) - 1
 _ROSTER_BYTES = 1 << 20
 _SURVEY_CHARACTERS = 1000
+_MANIFEST_BYTES = 1 << 20
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,17 @@ class MomentsRequest:
 
 
 @dataclass(frozen=True)
+class DeliveryRequest:
+    """Here is the study's finished model: to be checked and kept (``common.package``)."""
+
+    task: Task
+    manifest: bytes
+    """Signed by the coordinator."""
+    files: Weights
+    """Name -> the file's bytes, ``(n,)`` uint8."""
+
+
+@dataclass(frozen=True)
 class StatisticsReply:
     """Answer to both evaluation requests."""
 
@@ -117,6 +131,14 @@ class StatisticsReply:
 
 
 @dataclass(frozen=True)
+class Receipt:
+    """The finished model is kept at ``site``; ``digest`` is the SHA-256 of its weights file there."""
+
+    site: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class Refusal:
     """A site that could not do what was asked; ``code`` is all that leaves it."""
 
@@ -124,8 +146,8 @@ class Refusal:
     code: str
 
 
-Request = SurveyRequest | TrainRequest | EvaluateRequest | MomentsRequest
-Reply = SurveyReply | TrainReply | StatisticsReply | Refusal
+Request = SurveyRequest | TrainRequest | EvaluateRequest | MomentsRequest | DeliveryRequest
+Reply = SurveyReply | TrainReply | StatisticsReply | Receipt | Refusal
 
 
 @dataclass(frozen=True)
@@ -154,8 +176,13 @@ def seal(request: Request) -> Sealed:
     }
     if isinstance(request, SurveyRequest) and request.roster:
         head["roster"] = request.roster
+    if isinstance(request, DeliveryRequest):
+        head["manifest"] = request.manifest
     content = RecordDict({"head": ConfigRecord(head)})
     kind = SURVEY
+    if isinstance(request, DeliveryRequest):
+        content["files"] = pack(request.files, FILES)
+        kind = DELIVER
     if isinstance(request, TrainRequest | EvaluateRequest | MomentsRequest):
         content["weights"] = pack(request.weights, DTYPES)
         kind = TRAIN
@@ -181,6 +208,14 @@ def open_request(message: Message) -> Request:
         if len(roster) > _ROSTER_BYTES:
             raise ProtocolError(f"a roster of {len(roster)} bytes; the most is {_ROSTER_BYTES}")
         return SurveyRequest(task, roster)
+    if kind == DELIVER:
+        manifest = _get(head, "manifest", bytes)
+        if len(manifest) > _MANIFEST_BYTES:
+            raise ProtocolError(f"a manifest of {len(manifest)} bytes; the most is {_MANIFEST_BYTES}")
+        files = unpack(_record(content, "files", ArrayRecord), FILES)
+        if any(file.ndim != 1 for file in files.values()):
+            raise ProtocolError("a file in a delivery is not a row of bytes")
+        return DeliveryRequest(task, manifest, files)
     weights = unpack(_record(content, "weights", ArrayRecord), DTYPES)
     if kind == TRAIN:
         return TrainRequest(task, weights)
@@ -202,6 +237,8 @@ def answer(reply: Reply, request: Message) -> Message:
         head |= {"kind": "refusal", "code": reply.code}
     elif isinstance(reply, SurveyReply):
         head |= {"kind": "survey", "images": json.dumps(dict(reply.images)), "program": reply.program}
+    elif isinstance(reply, Receipt):
+        head |= {"kind": "receipt", "digest": reply.digest}
     elif isinstance(reply, TrainReply):
         head |= {"kind": "train", "round": reply.round}
         content["weights"] = pack(reply.weights, DTYPES)
@@ -233,6 +270,11 @@ def open_reply(message: Message) -> Reply:
         if not _PROGRAM.fullmatch(program):
             raise ProtocolError(f"{site} names a version of its program that is none")
         return SurveyReply(site, _counts(_get(head, "images", str)), program)
+    if kind == "receipt":
+        digest = _get(head, "digest", str)
+        if not _DIGEST.fullmatch(digest):
+            raise ProtocolError(f"{site} sent a receipt without a digest")
+        return Receipt(site, digest)
     if kind not in ("train", "statistics"):
         raise ProtocolError(f"{site} sent an unknown kind of reply")
     round_ = _get(head, "round", int)

@@ -35,6 +35,9 @@ DTYPES = ("float32", "int64", "int32", "uint8")
 STATISTICS = ("float64", "int64")
 """What statistics (``common.metrics``) are made of."""
 
+FILES = ("uint8",)
+"""What files travel as."""
+
 _STYPE = "numpy.ndarray"
 _CHUNK = 1 << 20
 _SHOWN = 4
@@ -167,14 +170,22 @@ def save(weights: Weights, path: Path) -> None:
 
 def load(path: Path) -> dict[str, NDArray[Any]]:
     """Weights that :func:`save` wrote, sorted by name. Raises :class:`ModelError` where they cannot be read."""
+    try:
+        return parse(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such weights file; name a finished run's model.safetensors") from None
+    except OSError as error:
+        raise ModelError(f"{path}: not a readable .safetensors file ({error}); restore it from a copy") from None
+
+
+def parse(content: bytes, path: str) -> dict[str, NDArray[Any]]:
+    """Weights from a ``.safetensors`` file's bytes; ``path`` names it in errors. Raises :class:`ModelError`."""
     from safetensors import SafetensorError
     from safetensors.numpy import load as decode
 
     try:
-        weights = decode(path.read_bytes())
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such weights file; name a finished run's model.safetensors") from None
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        weights = decode(content)
+    except (SafetensorError, KeyError, ValueError) as error:
         raise ModelError(f"{path}: not a readable .safetensors file ({error}); restore it from a copy") from None
     strange = [name for name in sorted(weights) if weights[name].dtype.name not in DTYPES]
     if strange:

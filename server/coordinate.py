@@ -21,6 +21,7 @@ from common.identity import Address
 from server.admission import Admission, admit
 from server.app import train
 from server.asking import Link
+from server.courier import Courier
 from server.desk import EVENTS, STATUS, UNFINISHED, RunFolder, State, all_runs, at_work
 from server.events import EventLog, JsonLines
 from server.provision import Coordinator
@@ -59,6 +60,7 @@ class Running:
         self._barred: frozenset[str] = frozenset()
         self._signed = b""
         self._run: _Run | None = None
+        self._courier = Courier(coordinator, self.fleet)
         self._trouble: dict[str, str] = {}
 
     def run(self, *, stop: threading.Event, resume: bool = False) -> None:
@@ -82,12 +84,14 @@ class Running:
                             self._try("the runs", self._next_run)
                         else:
                             counted = self._try("the runs", lambda: self._take_stock(resume=resume))
+                        self._try("finished models", self._courier.step)
                         self._try(STATUS, self._tell)
                         stop.wait(self._tick_s)
                 finally:
                     if self._run is not None:
                         self._run.end()
                         self._run = None
+                    self._courier.close()
                     with suppress(FedwardError, OSError):
                         self._tell(running=False)
 
@@ -263,7 +267,7 @@ class _Run:
             with self._fleet.grid() as grid:
                 link = Link(grid, events, stop=self.stop, sleep=self._sleep)
                 sites = admit(link, study, self.admission)
-                self._turn("running", sites=sorted(sites))
+                self._turn("running", sites=sorted(sites), roster=self._coordinator.roster.hash)
                 events.emit("begun", study=study.hash, sites=sorted(sites))
                 train(link, study, sites, folder.path, folder.base)
             return "finished", ""

@@ -382,7 +382,10 @@ class SuperLink:
             missing: dict[str, None] = {}
             objects: dict[str, Any] = {}
             for message in messages:
-                message.metadata.__dict__["_message_id"] = message.object_id
+                # Flower's own stamp is that of whichever run this process began last.
+                facts = message.metadata.__dict__
+                facts["_run_id"], facts["_src_task_id"] = run.run_id, run.task_id
+                facts["_message_id"] = message.object_id
                 bare = message_from_proto(message_to_proto(remove_content_from_message(message)))
                 stored, wanted = self.state.store_message_and_object_tree(bare, get_object_tree(message), session)
                 ids.append(message.metadata.message_id if stored else "")

@@ -17,6 +17,7 @@ from common.logs import log_to
 from common.study import Study
 from server.desk import EVENTS, RESUMABLE, UNFINISHED, RunFolder, all_runs, find_run, is_at_work, read_status
 from server.provision import Coordinator
+from server.receipts import DELIVERY, brought
 
 _ANSWERS = {
     "": "",
@@ -27,10 +28,18 @@ _ANSWERS = {
     "policy-objects": "its policy does not allow this study",
     "study-withdrawn": "has withdrawn",
     "study-expired": "its approval has expired",
+    "study-finished": "has its model already",
     "site-paused": "is paused",
     "outside-hours": "is closed at this hour",
     "roster-changed": "asks its people about the new roster",
     "no training images": "has no training images for this study",
+}
+_NOT_BROUGHT = {
+    "not yet": "has not come for its model yet",
+    "no answer": "did not answer when its model was brought; it is brought again",
+    "withdrawn": "withdrew, and gets no model",
+    "revoked": "is off the roster, and gets no model",
+    "model-refused": "refused the model; its log says why",
 }
 
 
@@ -120,7 +129,7 @@ def export(out: Path, name: str | None, directory: Path) -> None:
         raise RunError(f"{out} exists and is not overwritten; choose another folder")
     out.mkdir(parents=True)
     for path in sorted(run.path.iterdir()):
-        if path.is_file() and path.name not in ("run.json", "stop"):
+        if path.is_file() and path.name not in ("run.json", "stop", DELIVERY):
             shutil.copy(path, out / path.name)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
@@ -129,7 +138,8 @@ def status(directory: Path, *, as_json: bool) -> None:
     coordinator = Coordinator.open(directory)
     alive = is_at_work(directory)
     told = (read_status(directory) or {}) if alive else {}  # what a dead one told of is over
-    runs = [_facts(run) for run in all_runs(coordinator.runs)]
+    active = frozenset(entry.alias for entry in coordinator.roster.active)
+    runs = [_facts(run, active) for run in all_runs(coordinator.runs)]
     expiries = {expiry.what: expiry.days for expiry in coordinator.expiries()}
     if as_json:
         print(json.dumps({"up": alive, **told, "runs": runs, "certificate_days": expiries}, ensure_ascii=False))
@@ -161,9 +171,10 @@ def _site(facts: dict[str, Any] | None) -> str:
     return ", ".join(words)
 
 
-def _facts(run: RunFolder) -> dict[str, Any]:
+def _facts(run: RunFolder, active: frozenset[str]) -> dict[str, Any]:
     try:
-        return {"name": run.name, **run.facts}
+        facts = {"name": run.name, **run.facts}
+        return facts | ({"delivery": brought(run, active)} if facts["state"] == "finished" else {})
     except RunError as error:
         return {"name": run.name, "state": "damaged", "why": str(error)}
 
@@ -191,4 +202,12 @@ def _run(run: dict[str, Any], told: dict[str, Any], ahead: str, *, alive: bool) 
         lost = "".join(f"; {site}: {reason}" for site, reason in live.get("absent", {}).items())
         return f"running, {where}{auc}{lost}"
     why = f": {run['why']}" if run.get("why") else ""
-    return f"{run['state']}{why}"
+    return f"{run['state']}{why}{_delivery(run.get('delivery', {}))}"
+
+
+def _delivery(sites: dict[str, str]) -> str:
+    """Who has the finished model, and why the others have not."""
+    there = [site for site, answer in sites.items() if answer == "delivered"]
+    said = [f"its model is at {', '.join(there)}"] if there else []
+    said += [f"{site}: {_NOT_BROUGHT.get(answer, answer)}" for site, answer in sites.items() if site not in there]
+    return "".join(f"; {part}" for part in said)

@@ -76,7 +76,7 @@ class Fleet:
         self._guard = Guard(self._link, limits or Limits())
         self._members: dict[str, Member] = {}
         self._changing = threading.Lock()
-        self._running = threading.Lock()
+        self._running, self._posting = threading.Lock(), threading.Lock()
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
         self._host, self._port = host, port
@@ -220,8 +220,19 @@ class Fleet:
 
     @contextlib.contextmanager
     def grid(self) -> Iterator[FleetGrid]:
-        """A run and its Grid. Raises :class:`RunError` while another is going on: Flower knows one per process."""
-        if not self._running.acquire(blocking=False):
+        """A run and its Grid. Raises :class:`RunError` while another is going on: sites work on one study at a time."""
+        with self._begun(self._running) as grid:
+            yield grid
+
+    @contextlib.contextmanager
+    def post(self) -> Iterator[FleetGrid]:
+        """A Grid beside the run's, for messages that belong to none; one at a time, too."""
+        with self._begun(self._posting) as grid:
+            yield grid
+
+    @contextlib.contextmanager
+    def _begun(self, lock: threading.Lock) -> Iterator[FleetGrid]:
+        if not lock.acquire(blocking=False):
             raise RunError("a run is going on already; stop it, or wait for its end")
         try:
             run = self._link.begin()
@@ -232,7 +243,7 @@ class Fleet:
             finally:
                 self._link.end(run, completed=completed)
         finally:
-            self._running.release()
+            lock.release()
 
 
 class _Server(uvicorn.Server):

@@ -1,4 +1,4 @@
-"""External validation: a run's model on all rows of a further labelled dataset, at the run's threshold."""
+"""A run's model, at the run's threshold, on images it has not seen: another dataset's, or a hospital's test split."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from client.app import Resident
+from client.cli import ask_passphrase
+from client.config import SITE_FILE, SiteConfig
+from client.evaluation import Scores
 from common.errors import DataError, RunError
-from common.metrics import Counts, Layout, Moments, Reference, summarise
-from common.weights import load
+from common.metrics import Counts, Layout, Moments, Reference, Thresholds, summarise
+from common.study import Study
+from common.weights import Weights, load
 from server.results import read_card, summary_json
 from simulations.datasets import open_source
 from simulations.runfolder import Folder
@@ -19,11 +23,16 @@ from simulations.sites import Machine, external_site
 def evaluate_run(run: Path, data: Path, *, device: str = "cpu") -> dict[str, Any]:
     """Metrics with intervals of ``run``'s model on every labelled image of ``data``.
 
-    The images pass through an encrypted vault in a temporary directory, as everywhere.
+    ``run`` may be a model that a coordinator has brought to a site. Of a hospital's own site directory the test split
+    is used: the model may have been trained on the rest. Images of other sources pass through an encrypted vault in a
+    temporary directory, as everywhere.
     """
     if not (run / "model.json").exists():
         raise RunError(f"{run} has no model: {Folder(run).what_now}")
     study, thresholds = read_card(run)
+    weights = load(run / "model.safetensors")
+    if (data / SITE_FILE).is_file() and SiteConfig.load(data).state is not None:
+        return _at_home(study, thresholds, weights, data, device)
     source = open_source(study, data)
     with tempfile.TemporaryDirectory(prefix="fedward-evaluate-") as folder:
         home = Path(folder) / "external"
@@ -31,19 +40,15 @@ def evaluate_run(run: Path, data: Path, *, device: str = "cpu") -> dict[str, Any
         resident = Resident()
         try:
             site = resident.site(home)
-            scores = resident.scores(site, study, "test", load(run / "model.safetensors"))
+            scores = resident.scores(site, study, "test", weights)
         finally:
             resident.close()
     if not len(scores.scores):
         raise DataError(
             f"{source.name} has no image with a label of this study; its classes are {', '.join(study.class_names)}"
         )
-    counts = Counts.of(scores.scores, scores.targets, scores.patients, scores.loss, Layout.of(study))
-    reference = Reference(counts, thresholds)
-    moments = Moments.of(scores.scores, scores.targets, scores.patients, reference)
-    found = summary_json(summarise(reference, moments, study.evaluation.confidence), study)
     return {
-        **found,
+        **_measured(scores, study, thresholds),
         "source": source.name,
         "synthetic": source.synthetic,
         "images": len(scores.scores),
@@ -51,3 +56,34 @@ def evaluate_run(run: Path, data: Path, *, device: str = "cpu") -> dict[str, Any
         "unlabelled": images - len(scores.scores),
         "unreadable": unreadable,
     }
+
+
+def _at_home(study: Study, thresholds: Thresholds, weights: Weights, directory: Path, device: str) -> dict[str, Any]:
+    """On a real site's test split; that its images were read is on record there."""
+    resident = Resident(device, passphrase=ask_passphrase)
+    try:
+        site = resident.site(directory)
+        site.note_use(study)
+        scores = resident.scores(site, study, "test", weights)
+        (vault,) = site.vaults
+        synthetic = vault.synthetic
+    finally:
+        resident.close()
+    if not len(scores.scores):
+        raise DataError(f"{site.alias} has no labelled test image for this study; its test split is empty")
+    return {
+        **_measured(scores, study, thresholds),
+        "source": f"the test split of {site.alias}",
+        "synthetic": synthetic,
+        "images": len(scores.scores),
+        "patients": int(scores.patients.max()) + 1,
+        "unlabelled": 0,
+        "unreadable": [],
+    }
+
+
+def _measured(scores: Scores, study: Study, thresholds: Thresholds) -> dict[str, Any]:
+    counts = Counts.of(scores.scores, scores.targets, scores.patients, scores.loss, Layout.of(study))
+    reference = Reference(counts, thresholds)
+    moments = Moments.of(scores.scores, scores.targets, scores.patients, reference)
+    return summary_json(summarise(reference, moments, study.evaluation.confidence), study)

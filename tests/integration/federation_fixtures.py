@@ -182,6 +182,11 @@ class Federation:
         wait_for(lambda: self.facts(name)["state"] in wanted, f"{name} to be {wanted}", self, timeout_s)
         return self.facts(name)
 
+    def delivered(self, name: str) -> dict[str, str]:
+        """Alias -> whether it has the run's model."""
+        path = self.run(name) / "delivery.json"
+        return {alias: one["state"] for alias, one in json.loads(path.read_bytes()).items()} if path.exists() else {}
+
     def rounds(self, name: str) -> int:
         return sum(event["event"] == "round" for event in self.events(name))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from client import upkeep
+from client.delivery import Received, received, verify
 from common.study import Study
 from common.weights import load
+from fedward import app
 from server.app import train
 from server.asking import Link
 from server.events import EventLog
@@ -64,6 +68,18 @@ def test_a_study_waits_for_people_trains_and_gives_the_simulations_numbers(three
     assert results[0]["arms"]["federated"]["test"] == results[1]["arms"]["federated"]["test"]
     models = [sorted(path.glob("*.safetensors"))[0].read_bytes() for path in (three.run(name), simulated)]
     assert models[0] == models[1], "other weights than in simulation"
+    # At the end each site has the signed model, once, and what it had kept for the run is erased.
+    everywhere = dict.fromkeys(SITES, "delivered")
+    wait_for(lambda: three.delivered(name) == everywhere, "the model at every site", three)
+    for alias in SITES:
+        (model,) = received(three.home(alias))
+        assert isinstance(model, Received)
+        verify(three.home(alias), model)
+        assert (model.folder / "model.safetensors").read_bytes() == models[0]
+        events = [entry.event for entry in three.home(alias).audit.entries()]
+        assert events.count("model-received") == events.count("study-finished") == events.count("replies-erased") == 1
+    status = CliRunner().invoke(app, ["coordinator", "status", "--dir", str(three.folder / "coordinator")])
+    assert status.output.endswith(f"{name}: finished; its model is at east, north, west\n")
     # What left is on record at each site.
     for alias in SITES:
         home = three.home(alias)
@@ -78,8 +94,15 @@ def test_a_study_waits_for_people_trains_and_gives_the_simulations_numbers(three
 
 @pytest.mark.slow
 def test_kills_change_no_number(three: Federation, tmp_path: Path) -> None:
-    """An agent and the coordinator killed in the middle of rounds; nothing is trained or counted twice."""
+    """An agent and the coordinator killed in the middle of rounds; nothing is trained or counted twice.
+
+    Meanwhile a site gets the model of the run before, as if it had been away at that one's end.
+    """
     text = STUDY.replace("name: tiny", "name: killed")
+    before = next(run for run in three.run("").iterdir() if run.name.endswith("-tiny"))
+    kept = json.loads((before / "delivery.json").read_bytes())
+    (before / "delivery.json").write_text(json.dumps({alias: kept[alias] for alias in ("east", "north")}))
+    shutil.rmtree(three.folder / "west" / "models")
     three.up()
     for alias in SITES:
         three.agent(alias, slow=0.4)
@@ -94,7 +117,6 @@ def test_kills_change_no_number(three: Federation, tmp_path: Path) -> None:
     assert three.state(name, "finished", "failed", "stopped")["state"] == "finished", three.facts(name)
     rounds = [event["round"] for event in three.events(name) if event["event"] == "round"]
     assert sorted(set(rounds)) == [1, 2, 3, 4]
-    before = next(run for run in three.run(name).parent.iterdir() if run.name.endswith("-tiny"))
     results = [json.loads((path / "results.json").read_text()) for path in (three.run(name), before)]
     assert results[0]["arms"]["federated"]["test"] == results[1]["arms"]["federated"]["test"]
     study = Study.parse(text).hash
@@ -104,6 +126,11 @@ def test_kills_change_no_number(three: Federation, tmp_path: Path) -> None:
             facts["round"] for facts in entries if facts["study"] == study and facts["kind"] == "train.fit"
         )
         assert set(trained.values()) == {1}, (alias, trained)
+    everywhere = dict.fromkeys(SITES, "delivered")
+    wait_for(lambda: three.delivered(before.name) == three.delivered(name) == everywhere, "both models", three)
+    for alias, times in {"east": 1, "north": 1, "west": 2}.items():
+        came = [entry.facts["run"] for entry in three.home(alias).audit.entries() if entry.event == "model-received"]
+        assert Counter(came) == {before.name: times, name: 1}, alias
     for alias in (*SITES, "coordinator"):
         three.end(alias)
 
@@ -134,6 +161,8 @@ def test_a_site_that_refuses_withdraws_or_is_revoked(three: Federation) -> None:
     last = [event for event in three.events(name) if event["event"] == "round"][-1]
     assert last["sites"]["west"]["status"] == "declined: study-withdrawn"
     assert last["sites"]["east"]["status"] == "ok"
+    wait_for(lambda: len(three.delivered(name)) == 3, "all to be settled", three)
+    assert three.delivered(name) == {"east": "delivered", "north": "delivered", "west": "withdrawn"}
     # Revoked: shut out while everything runs.
     three.coordinator.revoke("west")
     wait_for(lambda: "refused" in three.log("west").lower(), "west to be shut out", three)

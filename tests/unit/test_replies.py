@@ -136,10 +136,12 @@ def test_a_study_that_ended_is_forgotten_and_the_disk_is_given_back(path: Path, 
     replies = Replies(path, vault)
     replies.keep(FIRST, b"x" * 5_000_000)
     replies.keep(replace(FIRST, study="b" * 64), b"stays")
+    assert replies.studies() == [FIRST.study, "b" * 64]
     assert replies.forget(FIRST.study) == 1
     assert path.stat().st_size < 1_500_000
     assert replies.kept(FIRST) is None
-    assert replies.spent(FIRST.study, "federated", 0, 1) is None
+    assert replies.spent(FIRST.study, "federated", 0, 1) == FIRST.digest, "approved anew it is trained once still"
+    assert replies.studies() == ["b" * 64]
     assert replies.kept(replace(FIRST, study="b" * 64)) == b"stays"
     assert replies.forget(FIRST.study) == 0
 

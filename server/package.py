@@ -1,0 +1,123 @@
+"""The finished model of a run, made ready for its sites: a card in plain words, the result, and the signed manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from common.errors import RunError
+from common.files import write_atomically
+from common.package import MANIFEST, PAGE, PARTS, STUDY, SUMMARY, Manifest, Part
+from common.study import Study
+from server.desk import RunFolder
+from server.provision import Coordinator
+from server.results import scored_classes
+
+RESULTS = "results.json"
+_SUMMARY = ("rounds", "kept_round", "stopped_early", "thresholds", "test", "per_class", "roc")
+_TABLES = ("confusion", "confusion_matrix")
+
+
+def package(folder: RunFolder, coordinator: Coordinator) -> tuple[Manifest, bytes]:
+    """The manifest of a finished run, and as signed; made at the first call, and the same ever after.
+
+    Raises :class:`RunError` for a run whose files are missing or damaged.
+    """
+    path = folder.path / MANIFEST
+    if not path.exists():
+        _make(folder, coordinator)
+    signed = _read(path)
+    manifest, _ = Manifest.open(signed, coordinator.key.public)
+    return manifest, signed
+
+
+def contents(folder: RunFolder) -> dict[str, bytes]:
+    """Every file of the package but the manifest."""
+    return {name: _read(folder.path / name) for name in PARTS}
+
+
+def _make(folder: RunFolder, coordinator: Coordinator) -> None:
+    facts, study = folder.facts, folder.study
+    summary = _summary(folder.path / RESULTS, study)
+    sites = tuple(facts.get("sites", ()))
+    if not sites:
+        raise RunError(f"run {folder.name} does not say which sites took part; launch it anew")
+    finished = datetime.fromisoformat(facts["finished"])
+    page = "\n".join(_page(study, summary, coordinator.config.name, sites, finished)) + "\n"
+    write_atomically(folder.path / SUMMARY, json.dumps(summary, indent=1).encode(), mode=0o600)
+    write_atomically(folder.path / PAGE, page.encode(), mode=0o600)
+    manifest = Manifest(
+        federation=coordinator.config.name,
+        run=folder.name,
+        study=study.hash,
+        roster=facts.get("roster"),
+        sites=sites,
+        program=metadata.version("fedward"),
+        finished=finished,
+        files={name: Part.of(content) for name, content in contents(folder).items()},
+    )
+    manifest.check(contents(folder))
+    write_atomically(folder.path / MANIFEST, manifest.sign(coordinator.key), mode=0o600)
+
+
+def _summary(path: Path, study: Study) -> dict[str, Any]:
+    """What of a run's result every site may have: nothing of one site's alone, nothing of single rounds."""
+    try:
+        arm: Mapping[str, Any] = json.loads(_read(path))["arms"]["federated"]
+        found = {"study_hash": study.hash, **{key: arm[key] for key in _SUMMARY}}
+        return found | {key: arm[key] for key in _TABLES if key in arm}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}); restore it from a backup") from None
+
+
+def _page(
+    study: Study, summary: Mapping[str, Any], federation: str, sites: tuple[str, ...], finished: datetime
+) -> Iterator[str]:
+    """The card for people, in Markdown; after Mitchell et al. 2019, Model Cards for Model Reporting."""
+    colours = "grey" if study.image.channels == 1 else "three channels"
+    yield f"# {study.name}"
+    yield f"\n{study.description or 'The study does not describe itself.'}\n"
+    yield "## What it is\n"
+    yield f"- {study.model.name} for {study.task} classification: {', '.join(study.class_names)}"
+    yield f"- images of {study.image.size} × {study.image.size} pixels, {colours}, preprocessed as `{STUDY}` says"
+    for name, edge in summary["thresholds"].items():
+        yield f"- an image counts as {name} from a score of {edge:.4f} on, chosen on the validation images"
+    yield "\n## How it was trained\n"
+    yield f"- by {len(sites)} hospitals of {federation}: {', '.join(sites)}"
+    yield f"- for {summary['rounds']} rounds, kept: round {summary['kept_round']}; finished on {finished.date()}"
+    yield f"- purpose: {study.governance.purpose or 'the study does not say'}"
+    yield f"- ethics: {study.governance.ethics_reference or 'the study does not say'}"
+    yield f"- contact: {study.governance.contact or 'the study does not say'}"
+    yield f"- study {study.hash}"
+    yield "\n## How well it did\n"
+    yield "On the sites' test patients together, with intervals at the confidence that the study names:\n"
+    yield from _rows(summary["test"])
+    if len(scored_classes(study)) > 1:
+        for name, metrics in summary["per_class"].items():
+            yield f"\nOf {name}:\n"
+            yield from _rows(metrics)
+    yield "\n## What it is not for\n"
+    yield "- It is the result of research and no medical device: no diagnosis may rest on it."
+    yield "- What holds for these hospitals' patients and machines need not hold for others': test it on your own first"
+    yield "  (`fedward evaluate`)."
+    yield "- Weights can tell about the patients they were trained on: pass them on only where the study allows it."
+
+
+def _rows(metrics: Mapping[str, Mapping[str, float | None]]) -> Iterator[str]:
+    yield "| metric | value | interval |\n|---|---|---|"
+    for metric, cell in metrics.items():
+        value, low, high = (cell[key] for key in ("value", "low", "high"))
+        if value is not None:
+            between = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+            yield f"| {metric.replace('_', ' ')} | {value:.3f} | {between} |"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}; restore it from a backup") from None
