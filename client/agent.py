@@ -15,11 +15,12 @@ from flwr.app import Message
 
 from client import delivery
 from client.app import Resident, handle
-from client.approvals import OVER, Approvals, Federation
+from client.approvals import Approvals
 from client.federation import Membership, update_roster
 from client.fleet import Connection, Pace, serve
 from client.health import Pulse
 from client.home import Home
+from client.judgement import OVER, Federation
 from client.policy import Policy
 from client.replies import Identity, Replies
 from common import protocol

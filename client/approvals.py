@@ -1,25 +1,22 @@
-"""What a site's people have said about studies, and what follows from it now.
+"""What a site's people have said about studies.
 
-A study asks by its first message and waits until people approve its hash. An approval holds for the study as it is,
-byte for byte, for one coordinator, and for the sites of the roster that was shown, or fewer: a site more, or one with
-another key, asks again. :func:`judge` says what holds; it is a pure function, asked at every request, so that a policy
-made stricter, a withdrawal or a pause stops the next message of a study that is at work.
+A study asks by its first message and waits until people approve its hash. ``client.judgement`` says what their
+decisions come to; here they are kept.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from itertools import product
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from sqlite3 import Connection
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from client.home import Home
-from client.policy import POLICY_FILE, Objection, Policy, PolicyFile, Role
+from client.judgement import OVER, Decision, Federation, Now, Pause, Record, Verdict, judge, judge_delivery, standing
+from client.policy import POLICY_FILE, Policy, PolicyFile, Role
 from client.replies import Database
 from common.errors import ApprovalError, PolicyError
 from common.study import Study
@@ -47,213 +44,6 @@ _TABLES = (
     "CREATE TABLE pause (one INTEGER PRIMARY KEY CHECK (one = 1), at TEXT NOT NULL, person TEXT NOT NULL, "
     "why TEXT NOT NULL)",
 )
-
-State = Literal[
-    "approved",
-    "pending",
-    "refused",
-    "withdrawn",
-    "finished",
-    "expired",
-    "objected",
-    "paused",
-    "outside-hours",
-    "roster-changed",
-]
-CODES: Mapping[State, str | None] = {
-    "approved": None,
-    "pending": "approval-pending",
-    "refused": "approval-refused",
-    "withdrawn": "study-withdrawn",
-    "finished": "study-finished",
-    "expired": "study-expired",
-    "objected": "policy-objects",
-    "paused": "site-paused",
-    "outside-hours": "outside-hours",
-    "roster-changed": "roster-changed",
-}
-"""What a refusal tells the coordinator."""
-OVER: frozenset[State] = frozenset({"refused", "withdrawn", "finished", "expired"})
-"""States of studies whose replies need not be kept."""
-
-
-@dataclass(frozen=True)
-class Federation:
-    """Who is in it: what an approval is given for beside the study."""
-
-    coordinator: str
-    """Fingerprint of its key."""
-    name: str
-    sites: Mapping[str, str]
-    """Alias -> fingerprint of its key, of all active sites, this one included."""
-    roster: str
-    """The roster's hash."""
-
-    def covers(self, other: Federation) -> bool:
-        """Whether ``other`` has the same coordinator and no site that was not here, under the same key."""
-        return self.coordinator == other.coordinator and other.sites.items() <= self.sites.items()
-
-    def facts(self) -> dict[str, Any]:
-        """For the audit log."""
-        return {"roster": self.roster, "coordinator": self.coordinator, "sites": sorted(self.sites)}
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What somebody, or a rule of the policy, decided.
-
-    Recorded in the audit log, on this machine's word. Signatures by personal keys are not made: whoever may write to
-    the site's directory may write a decision. :meth:`facts` is what such a signature would cover.
-    """
-
-    kind: Literal["approve", "refuse", "withdraw", "finish"]
-    """``finish``: nobody's decision; the study's model came, and its approvals have ended with it."""
-    at: datetime
-    role: str
-    by: str
-    federation: Federation
-    why: str = ""
-    rule: int = 0
-    """Number of the policy's rule that approved automatically; 0 where a person decided."""
-
-    def facts(self, study: str) -> dict[str, Any]:
-        """For the audit log: who, in which role, what, for which study and roster, and why."""
-        kept = {"study": study, "role": self.role, "by": self.by, "why": self.why, "rule": self.rule}
-        return {**kept, **self.federation.facts()}
-
-
-@dataclass(frozen=True)
-class Record:
-    """A study that was asked for here."""
-
-    hash: str
-    text: str
-    """Its canonical form."""
-    asked: datetime
-    """When first."""
-    federation: Federation
-    """As it was last asked for."""
-    decisions: tuple[Decision, ...] = ()
-    """In the order they were taken."""
-
-    @property
-    def study(self) -> Study:
-        return Study.parse(self.text, f"study {self.hash[:12]}")
-
-
-@dataclass(frozen=True)
-class Pause:
-    """The whole site stands still."""
-
-    at: datetime
-    by: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a study may work here now."""
-
-    state: State
-    why: str
-    """In words, for this site's people."""
-    objections: tuple[Objection, ...] = ()
-    missing: tuple[str, ...] = ()
-    """Roles that have yet to approve."""
-    until: datetime | None = None
-    """When an approval that holds ends."""
-
-    @property
-    def code(self) -> str | None:
-        """What to refuse with; ``None`` for a study that may work."""
-        return CODES[self.state]
-
-
-@dataclass(frozen=True)
-class Now:
-    """What a verdict depends on beside the study and what was decided about it."""
-
-    federation: Federation
-    policy: Policy | PolicyError
-    at: datetime
-    pause: Pause | None = None
-
-
-def judge(study: Study, record: Record | None, now: Now) -> Verdict:
-    """The verdict on ``study``. A pause is before everything, a refusal or withdrawal before every earlier approval."""
-    policy = now.policy
-    if now.pause is not None:
-        return Verdict("paused", f"the site is paused since {_day(now.pause.at)} by {now.pause.by}")
-    if isinstance(policy, PolicyError):
-        return Verdict("objected", str(policy), (Objection(policy.code, POLICY_FILE, str(policy)),))
-    stop, given = _standing(record.decisions if record is not None and record.hash == study.hash else ())
-    if policy.automatic(study, now.federation.coordinator) is None:
-        given = [one for one in given if not one.rule]
-    complete = _complete(given, policy.approvals_needed) is not None
-    if stop is not None and not complete:
-        if stop.kind == "finish":
-            return Verdict("finished", f"finished: its model came on {_day(stop.at)}; `fedward site models` shows it")
-        word: State = "refused" if stop.kind == "refuse" else "withdrawn"
-        return Verdict(word, f"{word} by {stop.by} on {_day(stop.at)}" + (f": {stop.why}" if stop.why else ""))
-    last_day = study.governance.expires
-    if last_day is not None and now.at.date() > last_day:
-        return Verdict("expired", f"the study expired on {last_day}")
-    objections = tuple(policy.objections(study))
-    if objections:
-        return Verdict("objected", objections[0].text, objections)
-    return _of_approvals(given, complete, policy, now)
-
-
-def judge_delivery(study: Study, record: Record | None, now: Now) -> str | None:
-    """The code to refuse the study's finished model with; ``None`` for one that may come.
-
-    Its people must have let this coordinator's study work. That an approval has run out since, the hour, another site,
-    an earlier copy of the model: nothing of that counts. A refusal, a withdrawal, a pause and the policy do.
-    """
-    decisions = tuple(one for one in (record.decisions if record is not None else ()) if one.kind != "finish")
-    given = [one for one in _standing(decisions)[1] if one.federation.coordinator == now.federation.coordinator]
-    if record is not None and given:
-        now = replace(now, at=given[-1].at, federation=given[-1].federation)
-        record = replace(record, decisions=decisions)
-    verdict = judge(study, record, now)
-    return None if verdict.state in ("approved", "outside-hours") else verdict.code
-
-
-def _of_approvals(given: Sequence[Decision], complete: bool, policy: Policy, now: Now) -> Verdict:
-    covering = [one for one in given if one.federation.covers(now.federation)]
-    life = timedelta(days=policy.expires_days)
-    needed = policy.approvals_needed
-    since = _complete((one for one in covering if now.at - one.at < life), needed)
-    if since is not None:
-        if not policy.open_at(now.at):
-            return Verdict("outside-hours", f"approved; works at {', '.join(policy.opening_hours or ())}")
-        return Verdict("approved", f"approved until {_day(since + life)}", until=since + life)
-    if _complete(covering, needed) is not None:
-        return Verdict("expired", f"its approval is older than {policy.expires_days} days; approve it anew")
-    if complete:
-        return Verdict("roster-changed", "a site was added or has a new key since it was approved; approve it anew")
-    missing = tuple(role for role in needed if role not in {one.role for one in given})
-    return Verdict("pending", f"waits for an approval as {' and as '.join(missing or needed)}", missing=missing)
-
-
-def _complete(approvals: Iterable[Decision], needed: Sequence[str]) -> datetime | None:
-    """When the oldest of the approvals that are needed was given; ``None`` where one is missing.
-
-    Each role must be another person's; of several ways, the youngest. A rule of the policy stands for all roles.
-    """
-    latest: dict[tuple[str, str], datetime] = {}
-    ways: list[datetime] = []
-    for one in approvals:
-        if one.rule:
-            ways.append(one.at)
-        else:
-            person = (one.role, one.by.casefold())
-            latest[person] = max(one.at, latest.get(person, one.at))
-    choices = [[person for person in latest if person[0] == role] for role in needed]
-    for way in product(*choices):
-        if len({name for _, name in way}) == len(needed):
-            ways.append(min(latest[person] for person in way))
-    return max(ways, default=None)
 
 
 @dataclass
@@ -364,7 +154,7 @@ class Approvals:
         )
         if alone.state in ("objected", "expired"):
             raise ApprovalError(f"{alone.why}; ask the coordinator for another study, or change {POLICY_FILE}")
-        given = reversed(_standing(self.find(record.hash).decisions)[1])
+        given = reversed(standing(self.find(record.hash).decisions)[1])
         other = next((one for one in given if one.by.casefold() == decision.by.casefold()), None)
         if other is not None and other.role != role:
             raise ApprovalError(f"{by} has approved it as {other.role}; somebody else must as {role}")
@@ -465,12 +255,6 @@ class Approvals:
         return record
 
 
-def _standing(decisions: Sequence[Decision]) -> tuple[Decision | None, Sequence[Decision]]:
-    """The last refusal or withdrawal, and the approvals since."""
-    stops = [number for number, one in enumerate(decisions) if one.kind != "approve"]
-    return (decisions[stops[-1]], decisions[stops[-1] + 1 :]) if stops else (None, decisions)
-
-
 def _record(connection: Connection, study: str) -> Record | None:
     found = connection.execute("SELECT text, asked, federation FROM study WHERE hash = ?", (study,)).fetchone()
     if found is None:
@@ -503,7 +287,3 @@ def _reason(text: str) -> str:
     if len(text) > 500 or not text.isprintable():
         raise ApprovalError("give the reason in at most 500 printable characters")
     return text
-
-
-def _day(at: datetime) -> str:
-    return at.date().isoformat()

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from client.approvals import Federation
+from client.judgement import Federation
 from client.policy import Policy
 from common.errors import ModelError, PolicyError
 from common.study import Study

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from client import memory
-from client.approvals import Approvals, Record, Verdict
+from client.approvals import Approvals
 from client.home import Home
+from client.judgement import Record, Verdict
 from common.errors import DataError, FedwardError, Interrupted
 from common.study import Study
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from client.approvals import Approvals
-from client.approvals import Record as Record_
 from client.federation import join, join_request
 from client.home import Home
 from client.ingest.pseudonyms import Pseudonyms
+from client.judgement import Record as Record_
 from client.vault.store import Record
 from server.provision import Coordinator
 from tests.integration.services_keys import free_port
@@ -58,6 +58,7 @@ logging.basicConfig(level=logging.INFO, format="%(message)s")
 from client import agent
 from client.fleet import Pace
 from client.home import Home
+from client.judgement import Record as Record_
 stop = threading.Event()
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda *_: stop.set())

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from client.approvals import Approvals, Federation
+from client.approvals import Approvals
 from client.home import Home
+from client.judgement import Federation
 from client.policy import POLICY_FILE, TEMPLATE
 from common.study import Study
 from tests.integration.commandline import STUDY, command, refused

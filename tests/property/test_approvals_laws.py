@@ -9,7 +9,8 @@ from typing import Literal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.approvals import ROLES, Decision, Federation, Now, Pause, Record, Verdict, judge
+from client.approvals import ROLES
+from client.judgement import Decision, Federation, Now, Pause, Record, Verdict, judge
 from client.policy import TEMPLATE, Hours, Policy, PolicyError, hours
 from common.study import Study
 

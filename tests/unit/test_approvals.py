@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from client.approvals import APPROVALS_FILE, MOST_UNDECIDED, ApprovalError, Approvals, Federation
+from client.approvals import APPROVALS_FILE, MOST_UNDECIDED, Approvals
 from client.describe import describe, model_of
 from client.home import Home
+from client.judgement import Federation
 from client.policy import POLICY_FILE, TEMPLATE, Policy, PolicyError
 from client.replies import StoreError
-from common.errors import AuditError
+from common.errors import ApprovalError, AuditError
 from common.study import Study
 from tests.conftest import SOAK
 
