@@ -23,9 +23,6 @@ from client.study_commands import app as decide_app
 from server.commands import app as coordinator_app
 from server.run_commands import app as run_app
 
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-
 typer.core.HAS_RICH = False  # or it escapes brackets for rich's markup, which is off, and help shows "\\[required]"
 
 app = typer.Typer(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections import deque
 
 import torch
 from flwr.app import Message
@@ -31,6 +33,10 @@ from common.weights import digest
 logger = logging.getLogger("fedward.agent")
 
 REPLIES = "replies.sqlite"
+MOST_ROSTERS_A_DAY = 256
+"""Each is a line or two of the audit log."""
+_DAY_S = 86_400.0
+_REMEMBERED = 256
 
 
 class Agent:
@@ -44,6 +50,8 @@ class Agent:
         self._resident = Resident(_device(self._approvals.policy()), passphrase=home.passphrase)
         self._said: dict[str, str] = {}  # study -> verdict, as it was last logged
         self._surveyed: dict[str, dict[str, int]] = {}  # study -> counts, as they last left
+        self._recorded: dict[Identity, int] = {}  # what left -> the vault's generation it was made of
+        self._rosters: deque[float] = deque(maxlen=MOST_ROSTERS_A_DAY)  # when the latest were taken
         self._distrusted = False
         self._at_work: Study | None = None  # whose results the last answer may hold
         self._replies = self._open_replies()
@@ -112,6 +120,8 @@ class Agent:
         """What to refuse ``study`` with now; ``None`` where it may work."""
         verdict = self._approvals.seen(study, self._federation())
         if self._said.get(study.hash) != verdict.why:
+            while len(self._said) >= _REMEMBERED:
+                del self._said[next(iter(self._said))]
             self._said[study.hash] = verdict.why
             logger.info("study %s %s: %s", study.name, study.hash[:12], verdict.why)
             if verdict.state in OVER:
@@ -155,8 +165,12 @@ class Agent:
             return protocol.answer(protocol.Refusal(alias, code), message)
         frozen = protocol.freeze(reply)
         facts = {"study": identity.study, "kind": identity.kind, "round": identity.round}
-        # On record first: killed in between, the log says more than has left, never less.
-        self.home.record("reply", {**facts, "bytes": len(frozen), "weights": identity.digest})
+        # On record first: killed in between, the log says more than has left, never less. And once: what was dropped
+        # and is made again is the same, and a coordinator must not be able to fill a disk by asking.
+        generation = self._resident.site(self.home.directory).vaults[0].generation
+        if self._recorded.get(identity) != generation:
+            self.home.record("reply", {**facts, "bytes": len(frozen), "weights": identity.digest})
+            self._recorded[identity] = generation
         self._replies.keep(identity, frozen)
         return protocol.thaw(frozen, message)
 
@@ -170,15 +184,18 @@ class Agent:
 
     def _take_roster(self, roster: bytes) -> None:
         """One that is refused (forged, older, two of one version) stops everything until a good one comes."""
-        before = self.membership.roster.hash
+        before, now = self.membership.roster.hash, time.monotonic()
+        self._distrusted = True
         try:
+            if len(self._rosters) == MOST_ROSTERS_A_DAY and now - self._rosters[0] < _DAY_S:
+                raise IdentityError(f"{MOST_ROSTERS_A_DAY} rosters came within a day; call the coordinator")
             update_roster(self.home, roster)
+            self.membership = Membership.open(self.home)  # it may be one that this site is not on any more
             self._distrusted = False
         except IdentityError as error:
             logger.error("the roster that came is not taken, and no study works: %s", error)
-            self._distrusted = True
-        self.membership = Membership.open(self.home)
         if self.membership.roster.hash != before:
+            self._rosters.append(now)
             logger.info("a new roster: %d sites", len(self.membership.roster.active))
 
     def _federation(self) -> Federation:

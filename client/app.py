@@ -25,12 +25,12 @@ from client.site import VIEW_CACHE_BYTES, Site
 from client.training import FitSeed, LocalFit
 from client.vault.view import ViewCache
 from common import protocol
-from common.errors import FedwardError, ProtocolError, VaultError
+from common.errors import FedwardError, ModelError, ProtocolError, VaultError
 from common.metrics import Counts, Layout, Moments, Reference
 from common.models import build
 from common.randomness import seed_for
 from common.study import Study
-from common.weights import Weights, digest, restore, state_of
+from common.weights import Weights, all_finite, digest, restore, state_of
 
 logger = logging.getLogger("fedward.client")
 
@@ -106,6 +106,8 @@ def survey(request: protocol.SurveyRequest, site: Site) -> protocol.SurveyReply:
 def train(request: protocol.TrainRequest, site: Site, resident: Resident) -> protocol.TrainReply:
     started = time.perf_counter()
     task, study = request.task, request.task.study
+    if not all_finite(request.weights):
+        raise ModelError("the weights that came are not finite; the coordinator must go on from an earlier round")
     view = site.require(study, "train")
     model = resident.model(study, site.device)
     restore(model, request.weights)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Literal, get_args
@@ -25,7 +25,8 @@ APPROVALS_FILE = Path("federation") / "approvals.sqlite"
 """Below a site's directory."""
 ROLES: tuple[str, ...] = get_args(Role)
 MOST_UNDECIDED = 32
-"""Studies that wait for a decision; a coordinator that asks for more loses its oldest."""
+"""Studies that wait for a decision; a coordinator that asks for more loses its oldest. And the most that are taken
+down within a day: each is a line of the audit log, which a coordinator must not be able to fill a disk with."""
 SHORTEST_PREFIX = 6
 EVENTS = {
     "approve": "study-approved",
@@ -71,6 +72,8 @@ class Approvals:
                 cache.records[study.hash] = _record(connection, study.hash)
         record = cache.records[study.hash]
         if record is None or record.federation != federation:
+            if record is None and self._asked_lately() >= MOST_UNDECIDED:
+                return Verdict("too-many", f"{MOST_UNDECIDED} studies were asked for within a day; try again tomorrow")
             record = self._remember(study, federation)
         now = self._now(federation, cache.pause)
         verdict = judge(study, record, now)
@@ -214,6 +217,13 @@ class Approvals:
             pause = None if found is None else Pause(datetime.fromisoformat(found[0]), found[1], found[2])
             self._cache = _Cache(state, pause)
         return self._cache
+
+    def _asked_lately(self) -> int:
+        """How many studies were first asked for within a day."""
+        since = self._home.clock() - timedelta(days=1)
+        with self._database.transaction("DEFERRED") as connection:
+            times = connection.execute("SELECT asked FROM study").fetchall()
+        return sum(datetime.fromisoformat(asked) > since for (asked,) in times)
 
     def _remember(self, study: Study, federation: Federation) -> Record:
         at = self._home.clock()

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from client.judgement import Federation
-from client.policy import Policy
+from client.policy import POLICY_FILE, Policy
 from common.errors import ModelError, PolicyError
-from common.study import Study
+from common.study import MODELS, Study
 
 _WIDTH = 100
 _LABEL = 13
@@ -65,7 +65,7 @@ def describe(
         *_purpose(study),
         ("Question", _question(study)),
         ("Images", _images(study, images)),
-        *_model(study),
+        *_model(study, policy),
         ("Work", _work(study, images, images_per_s)),
         ("Leaves", _leaves(study)),
         ("Stays", "Images, labels, and whatever the vault knows of patients. An error leaves as a code without text."),
@@ -104,7 +104,11 @@ def _images(study: Study, images: Mapping[str, int] | None) -> str:
     return f"{size} It would use {sum(images.values())} of this site's: {counted}."
 
 
-def _model(study: Study) -> Iterator[tuple[str, str]]:
+def _model(study: Study, policy: Policy | PolicyError) -> Iterator[tuple[str, str]]:
+    if study.model.name not in MODELS and (isinstance(policy, PolicyError) or study.model.name not in policy.models):
+        # Building it would run an installed package that this site's policy does not name.
+        yield "Model", f"{study.model.name}, an installed one that {POLICY_FILE} does not allow; it was not built."
+        return
     try:
         model = model_of(study)
     except ModelError as error:

@@ -44,7 +44,8 @@ class Pace:
     silence_s: float = 30.0  # the longest wait for an object's next byte
     request_s: float = 600.0  # the longest exchange, however steadily it drips
     objects_s: float = 1800.0  # the longest wait for a message's objects
-    message_bytes: int = 4 << 30
+    message_bytes: int = (1 << 30) + (16 << 20)  # a reply of more could not be kept (client.replies)
+    query_bytes: int = 8 << 20  # a study and a roster, whether anybody has approved it or not
 
 
 class _Unreachable(Exception):
@@ -122,8 +123,10 @@ class Connection:
     def close(self) -> None:
         self._http.close()
 
-    def call(self, name: str, request: _Sized, answer: type[T], *, silence_s: float | None = None) -> T:
-        """One exchange. Raises ``_Unreachable``, ``_Refused`` or ``_Dropped``."""
+    def call(
+        self, name: str, request: _Sized, answer: type[T], *, silence_s: float | None = None, most: int = 4 << 20
+    ) -> T:
+        """One exchange; an answer has at most ``most`` bytes. Raises ``_Unreachable``, ``_Refused`` or ``_Dropped``."""
         pace = self.pace
         head = {"content-type": flower.MEDIA_TYPE, "accept": flower.MEDIA_TYPE, "accept-encoding": "identity"}
         silence_s = silence_s or pace.connect_s
@@ -137,7 +140,7 @@ class Connection:
                 # A coordinator's answer is bounded, whatever it says of its length.
                 for part in response.iter_raw():
                     got += part
-                    if len(got) > _LONGEST_ANSWER or time.monotonic() > ends:
+                    if len(got) > most or time.monotonic() > ends:
                         raise _Unreachable("an answer without end")
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
             raise _Unreachable(type(error).__name__) from None
@@ -168,8 +171,10 @@ class Connection:
 
     def _learn_clock(self, response: httpx.Response) -> None:
         """A site whose clock is wrong signs by the coordinator's, which it told over TLS."""
-        with contextlib.suppress(KeyError, ValueError, TypeError):
+        with contextlib.suppress(KeyError, ValueError, TypeError, OverflowError):
             told = parsedate_to_datetime(response.headers["date"]).timestamp()
+            if not _CLOCKS[0] < told < _CLOCKS[1]:
+                return
             skew = told - time.time()
             if abs(skew - self._skew_s) > _CLOCK_S:
                 logger.warning("this machine's clock is %+.0f s off the coordinator's; signing by his", -skew)
@@ -177,8 +182,11 @@ class Connection:
                     self._skew_s, self._last_stamp = skew, 0.0
 
 
-_LONGEST_ANSWER = 64 << 20
+_OBJECT_BYTES = 32 << 20
+_MOST_OBJECTS = 100_000
 _CLOCK_S = 2.0
+_CLOCKS = (1_500_000_000.0, 32_500_000_000.0)
+"""Wall clocks that may be told, 2017 to 2999: with the last second that a calendar has, no stamp could be written."""
 
 
 Answer = Callable[[Message], Message]
@@ -216,19 +224,30 @@ class _Agent:
             heart = threading.Thread(target=self._heartbeats, name="fedward-heartbeat", daemon=True)
             heart.start()
             while not self._stop.is_set():
-                taken = self._tried(self._pull)
-                if self._stop.is_set():
-                    break
-                if taken is None:
-                    quick = time.monotonic() < self._quick_until
-                    # Idle sites that a restart has set off together come apart again.
-                    pause = self._pace.quick_s if quick else self._pace.idle_s * random.uniform(0.9, 1.1)  # noqa: S311
-                    self._stop.wait(pause)
-                    continue
-                self._quick_until = time.monotonic() + self._pace.quick_for_s
-                self._work(*taken)
-                self._quick_until = time.monotonic() + self._pace.quick_for_s
+                try:
+                    self._turn()
+                except Exception:
+                    # Whatever a coordinator may have sent: it must not end an agent that is to stay for months.
+                    logger.exception("unexpected failure; connecting anew")
+                    self._busy = False
+                    self._beat.set()
+                    self._stop.wait(self._pace.retry_s[1])
         heart.join(self._pace.connect_s)
+
+    def _turn(self) -> None:
+        """Ask once, and answer what comes."""
+        taken = self._tried(self._pull)
+        if self._stop.is_set():
+            return
+        if taken is None:
+            quick = time.monotonic() < self._quick_until
+            # Idle sites that a restart has set off together come apart again.
+            pause = self._pace.quick_s if quick else self._pace.idle_s * random.uniform(0.9, 1.1)  # noqa: S311
+            self._stop.wait(pause)
+            return
+        self._quick_until = time.monotonic() + self._pace.quick_for_s
+        self._work(*taken)
+        self._quick_until = time.monotonic() + self._pace.quick_for_s
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
@@ -248,18 +267,24 @@ class _Agent:
         found = self._to.call("pull-messages", flower.PullMessagesRequest(node=node), flower.PullMessagesResponse)
         if not found.messages_list:
             return None
-        return flower.message_from_proto(found.messages_list[0]), found.message_object_trees[0]
+        try:
+            return flower.message_from_proto(found.messages_list[0]), found.message_object_trees[0]
+        except Exception:  # what Flower raises for records of no known type, and no tree
+            raise _Unreachable("a message that cannot be read") from None
 
     def _work(self, announced: Message, tree: Any) -> None:
         """Fetch, answer, bring back. Until then the coordinator keeps it for this agent's next life."""
         self._busy = True
         run_id, message_id = announced.metadata.run_id, announced.metadata.message_id
         try:
-            request = self._tried(lambda: self._fetch(run_id, tree))
+            kind = announced.metadata.message_type
+            most = self._pace.query_bytes if kind.startswith("query") else self._pace.message_bytes
+            request = self._tried(lambda: self._fetch(run_id, tree, most))
             if request is None:
                 return
             facts = request.metadata
-            if (facts.dst_node_id, facts.run_id, facts.message_id) != (self._to.node_id, run_id, message_id):
+            told = (self._to.node_id, run_id, message_id, kind)
+            if (facts.dst_node_id, facts.run_id, facts.message_id, facts.message_type) != told:
                 raise ValueError("for another site, or another than was announced")
             reply = self._replied(request)
             self._brought = False
@@ -275,15 +300,21 @@ class _Agent:
                 self._tried(lambda: self._bring(reply))
             self._busy = False
 
-    def _fetch(self, run_id: int, tree: Any) -> Message:
-        node, left, lock = flower.Node(node_id=self._to.node_id), [self._pace.message_bytes], threading.Lock()
+    def _fetch(self, run_id: int, tree: Any, most: int) -> Message:
+        """The message, of at most ``most`` bytes on the wire and put together. Raises ``ValueError``, ``_Dropped``."""
+        node, left, lock = flower.Node(node_id=self._to.node_id), [most], threading.Lock()
+        wanted = flower.object_ids(tree)
+        if len(wanted) > _MOST_OBJECTS:
+            raise ValueError(f"{len(wanted)} objects")
 
         def fetch(object_id: str) -> bytes:
             if self._stop.is_set():
                 raise _Unreachable("stopping")
             request = flower.PullObjectRequest(node=node, run_id=run_id, object_id=object_id)
             patience = self._pace.silence_s
-            found = self._to.call("pull-object", request, flower.PullObjectResponse, silence_s=patience)
+            found = self._to.call(
+                "pull-object", request, flower.PullObjectResponse, silence_s=patience, most=_OBJECT_BYTES
+            )
             if not found.object_found:
                 raise _Dropped("an object is gone")
             if not found.object_available:
@@ -296,7 +327,7 @@ class _Agent:
 
         try:
             contents = flower.pull_objects(
-                flower.object_ids(tree),
+                wanted,
                 fetch,
                 max_time=self._pace.objects_s,
                 max_tries_per_object=None,
@@ -305,7 +336,7 @@ class _Agent:
             )
         except flower.ObjectPullError:
             raise _Dropped("its objects never came") from None
-        return flower.inflate(tree.object_id, contents)
+        return flower.inflate(tree.object_id, contents, most)
 
     def _replied(self, request: Message) -> Message:
         try:

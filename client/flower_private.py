@@ -8,21 +8,17 @@ another version is installed.
 from __future__ import annotations
 
 import inspect
-import os
 from base64 import b64encode
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
-
-# Read once, at Flower's import: nothing is reported to anybody, nothing looks for updates.
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from common.errors import ProtocolError
+from common.inflation import check_inflated
 
 VERSION = "1.41"
 
@@ -132,9 +128,13 @@ def object_ids(tree: Any) -> list[str]:
     return list(dict.fromkeys(node.object_id for node in iterate_object_tree(tree)))
 
 
-def inflate(message_id: str, contents: dict[str, bytes]) -> Message:
-    """Put a message together; ``contents`` is emptied on the way. Raises ``ValueError`` for what is none."""
+def inflate(message_id: str, contents: dict[str, bytes], most_bytes: int) -> Message:
+    """Put a message together; ``contents`` is emptied on the way.
+
+    Raises ``ValueError`` for what is none, and for one whose arrays would hold more than ``most_bytes``.
+    """
     try:
+        check_inflated(contents, most_bytes)
         message = inflate_object_from_contents(message_id, contents)
     except Exception as error:  # whatever a coordinator may have put there
         raise ValueError(f"{type(error).__name__} in a message's objects") from None

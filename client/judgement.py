@@ -28,6 +28,7 @@ State = Literal[
     "paused",
     "outside-hours",
     "roster-changed",
+    "too-many",
 ]
 CODES: Mapping[State, str | None] = {
     "approved": None,
@@ -40,6 +41,7 @@ CODES: Mapping[State, str | None] = {
     "paused": "site-paused",
     "outside-hours": "outside-hours",
     "roster-changed": "roster-changed",
+    "too-many": "too-many-studies",
 }
 """What a refusal tells the coordinator."""
 OVER: frozenset[State] = frozenset({"refused", "withdrawn", "finished", "expired"})

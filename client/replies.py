@@ -5,8 +5,8 @@ with AES-256-GCM under a key that only the site's vault gives, in pieces of 1 Mi
 (NIST SP 800-38D, 8.2.2: fewer than 2^32 pieces under a key) and bound by its associated data to the request, to its
 place among the pieces, and to their number: pieces cannot be exchanged, moved or cut off.
 
-Which round was trained from which weights stays when the reply itself is dropped, and when the key is lost: it is
-what keeps a round from being trained a second time from others.
+Which round was trained or evaluated from which weights stays when the reply itself is dropped, and when the key is
+lost: it is what keeps a round from being trained a second time from others, or evaluated without end.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ LARGEST_BYTES = 1 << 30
 LIMIT_BYTES = 4 << 30
 """Of all replies kept in full; beyond it the oldest go first."""
 A_ROUND = 16
-"""Replies kept in full of one round: a hostile coordinator may ask for evaluations without end."""
+"""Replies kept in full of one round."""
+MOST_EVALUATIONS = 8
+"""Evaluations of one kind and round, each of other weights: a run that was resumed with other sites asks anew, and who
+asks without end is subtracting answers from each other."""
 
 _PIECE_BYTES = 1 << 20
 _NONCE_BYTES = 12
@@ -222,8 +225,8 @@ class Replies:
     def kept(self, identity: Identity) -> bytes | None:
         """The reply to this request, or ``None`` where it has to be made. Memory: once its size.
 
-        Raises :class:`RoundSpent` for a training round that was done from other weights, :class:`StoreError` for a
-        reply that is not as it was written.
+        Raises :class:`RoundSpent` for a training round that was done from other weights and for one evaluation too
+        many, :class:`StoreError` for a reply that is not as it was written.
         """
         with self._database.transaction("DEFERRED") as connection:
             self._check(connection, identity)
@@ -326,6 +329,13 @@ class Replies:
                     f"round {identity.round} of study {identity.study[:12]} was trained from other weights; "
                     "the coordinator must go on from its last checkpoint, or start another repeat"
                 )
+            return
+        query = f"SELECT count(*) FROM reply WHERE {_SAME.replace('digest = ?', 'digest <> ?')}"  # noqa: S608
+        if connection.execute(query, astuple(identity)).fetchone()[0] >= MOST_EVALUATIONS:
+            raise RoundSpent(
+                f"{identity.kind} of round {identity.round} of study {identity.study[:12]} was asked "
+                f"{MOST_EVALUATIONS} times with other weights; a coordinator that needs more starts another study"
+            )
 
     def _damaged(self) -> StoreError:
         return StoreError(
@@ -334,11 +344,10 @@ class Replies:
 
 
 def _drop(connection: sqlite3.Connection, which: str, values: Sequence[object] = ()) -> None:
-    """Remove the replies ``which`` means; of training rounds their digests stay."""
+    """Remove the replies ``which`` means; their digests stay."""
     chosen = f"SELECT id FROM reply WHERE size IS NOT NULL AND {which}"  # noqa: S608 (conditions of this file)
     connection.execute(f"DELETE FROM piece WHERE reply IN ({chosen})", values)  # noqa: S608
     connection.execute(f"UPDATE reply SET size = NULL WHERE id IN ({chosen})", values)  # noqa: S608
-    connection.execute("DELETE FROM reply WHERE size IS NULL AND kind <> ?", (TRAIN,))
 
 
 def _spent(connection: sqlite3.Connection, study: str, arm: str, repeat: int, round_: int) -> str | None:

@@ -32,6 +32,8 @@ VERSION = 2
 SURVEY, TRAIN, EVALUATE, MOMENTS = "query.survey", "train.fit", "evaluate.scores", "evaluate.moments"
 DELIVER = "query.model"
 SPLITS = ("train", "val", "test")
+EVALUATED = ("val", "test")
+"""Splits that may be asked for: what a model was trained on says nothing of it, and much of patients."""
 
 Statistics = Mapping[str, NDArray[Any]]
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -220,8 +222,8 @@ def open_request(message: Message) -> Request:
     if kind == TRAIN:
         return TrainRequest(task, weights)
     split = _get(head, "split", str)
-    if split not in SPLITS:
-        raise ProtocolError(f"a request names the split {split[:20]!r}; known: {', '.join(SPLITS)}")
+    if split not in EVALUATED:
+        raise ProtocolError(f"a request names the split {split[:20]!r}; known: {', '.join(EVALUATED)}")
     if kind == EVALUATE:
         return EvaluateRequest(task, split, weights)
     if kind == MOMENTS:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -17,11 +16,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-# Read once, at Flower's import: nothing is reported to anybody, nothing looks for updates.
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-
 from common.errors import ProtocolError
+from common.inflation import check_inflated
 
 VERSION = "1.41"
 
@@ -92,6 +88,8 @@ STAMP_HEADER = TIMESTAMP_HEADER.lower()
 CLOCK_AHEAD_S = float(SYSTEM_TIME_TOLERANCE)
 MEDIA_TYPE = PROTOBUF_MEDIA_TYPE
 SERVER_NODE = SUPERLINK_NODE_ID
+MOST_INFLATED = (1 << 30) + (16 << 20)
+"""Bytes of a reply's arrays; a site keeps no larger one."""
 COORDINATOR_INTERVAL_S = float(HEARTBEAT_DEFAULT_INTERVAL)
 
 _EXPECTED: dict[Any, tuple[str, ...]] = {
@@ -415,6 +413,7 @@ class SuperLink:
             contents = self._contents(reply_id)
             if contents is not None:
                 try:
+                    check_inflated(contents, MOST_INFLATED)
                     reply = inflate_object_from_contents(reply_id, contents)
                 except Exception:  # whatever a site may have put there
                     reply = None

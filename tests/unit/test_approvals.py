@@ -222,12 +222,13 @@ def test_an_approval_that_would_not_count_is_refused_with_the_remedy(home: Home,
             desk.find(prefix)
 
 
-def test_studies_that_nobody_decides_on_are_bounded(home: Home) -> None:
+def test_studies_that_nobody_decides_on_are_bounded(home: Home, clock: Clock) -> None:
     agent = Approvals(home)
     agent.seen(STUDY, OURS)
     agent.approve(agent.find(STUDY.hash), role="operator", by="Ann")
     studies = [STUDY.derive(seed=number) for number in range(1, MOST_UNDECIDED + 4)]
     for study in studies:
+        clock.at += timedelta(hours=1)
         agent.seen(study, OURS)
     assert len(agent.records()) == MOST_UNDECIDED + 1
     with pytest.raises(ApprovalError, match="no one study"):
@@ -237,10 +238,27 @@ def test_studies_that_nobody_decides_on_are_bounded(home: Home) -> None:
     for study in studies[:-1]:
         agent.seen(study, OURS)
     for number in range(40, 40 + MOST_UNDECIDED):
+        clock.at += timedelta(hours=1)
         agent.seen(STUDY.derive(seed=number), OURS)
     with pytest.raises(ApprovalError, match="no one study"):
         agent.approve(shown, role="operator", by="Ann")
+    clock.at += timedelta(hours=1)
     assert agent.seen(studies[-1], OURS).code == "approval-pending"
+
+
+def test_asking_without_end_fills_no_disk(home: Home, clock: Clock) -> None:
+    """Each study that is asked for is a line of the audit log: so many a day, and then none."""
+    agent = Approvals(home)
+    agent.seen(STUDY, OURS)
+    agent.approve(agent.find(STUDY.hash), role="operator", by="Ann")
+    for number in range(1, 3 * MOST_UNDECIDED):
+        agent.seen(STUDY.derive(seed=number), OURS)
+    asked = [entry for entry in home.audit.entries() if entry.event == "study-asked"]
+    assert len(asked) == len(agent.records()) == MOST_UNDECIDED
+    assert agent.seen(STUDY.derive(seed=9999), OURS).code == "too-many-studies"
+    assert agent.seen(STUDY, OURS).code is None, "what was approved goes on"
+    clock.at += timedelta(days=1)
+    assert agent.seen(STUDY.derive(seed=9999), OURS).code == "approval-pending"
 
 
 def test_nothing_is_decided_that_cannot_be_logged(home: Home) -> None:
@@ -421,3 +439,11 @@ def test_two_who_decide_at_once_both_count(home: Home) -> None:
         desks[0].withdraw(record, by="Ann")
     connection.close()
     assert desks[0].withdraw(record, by="Ann").state == "withdrawn"
+
+
+def test_showing_a_study_runs_no_package_that_the_policy_does_not_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.describe.model_of", lambda study: pytest.fail("built"))
+    strange = STUDY.model_copy(update={"model": STUDY.model.model_copy(update={"name": "trap"})})
+    for policy in (Policy.decode(TEMPLATE.encode()), PolicyError("policy.yaml is missing, so nothing is allowed")):
+        shown = describe(strange, OURS, policy)
+        assert "trap, an installed one that policy.yaml does not allow; it was not built." in shown

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from client.replies import A_ROUND, TRAIN, Identity, Replies, RoundSpent, StoreError
+from client.replies import A_ROUND, MOST_EVALUATIONS, TRAIN, Identity, Replies, RoundSpent, StoreError
 from client.vault.keys import prepare
 from client.vault.store import Vault
 from tests.conftest import SOAK
@@ -114,20 +114,31 @@ def test_of_earlier_rounds_only_the_digest_stays(path: Path, vault: Vault) -> No
 def test_evaluations_without_end_and_repeats_without_end_are_bounded(path: Path, vault: Vault) -> None:
     replies = Replies(path, vault, limit_bytes=100_000)
     replies.keep(FIRST, b"trained")
-    asked = [replace(FIRST, kind="evaluate.scores val", digest=f"e{number}") for number in range(A_ROUND + 5)]
+    asked = [
+        replace(FIRST, kind=f"evaluate.{kind}", digest=f"e{number}")
+        for kind in ("scores val", "scores test", "moments test")
+        for number in range(MOST_EVALUATIONS)
+    ]
     for identity in asked:
         replies.keep(identity, b"scores")
     kept = [identity for identity in asked if replies.kept(identity) is not None]
-    assert kept == asked[5:]
+    assert kept == asked[-A_ROUND:]
+    for kind in ("scores val", "moments test"):
+        with pytest.raises(RoundSpent, match="8 times with other weights"):
+            replies.kept(replace(FIRST, kind=f"evaluate.{kind}", digest="one more"))
+    replies.keep(replace(FIRST, round=2), b"trained")
+    with pytest.raises(RoundSpent, match="8 times"):  # nor after another round, nor by the way of keeping
+        replies.keep(replace(asked[0], digest="one more"), b"scores")
+    assert replies.kept(replace(asked[0], round=2)) is None
     with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT count(*) FROM reply").fetchone() == (1 + A_ROUND,)
+        assert connection.execute("SELECT count(*) FROM reply").fetchone() == (2 + len(asked),)
     connection.close()
     for repeat in range(20):
-        replies.keep(replace(FIRST, repeat=repeat, round=2), b"z" * 30_000)
-    assert [replies.kept(replace(FIRST, repeat=repeat, round=2)) is None for repeat in range(20)] == [True] * 17 + [
+        replies.keep(replace(FIRST, repeat=repeat, round=3), b"z" * 30_000)
+    assert [replies.kept(replace(FIRST, repeat=repeat, round=3)) is None for repeat in range(20)] == [True] * 17 + [
         False
     ] * 3
-    assert replies.spent(FIRST.study, "federated", 0, 2) == "d1"
+    assert replies.spent(FIRST.study, "federated", 0, 3) == "d1"
     replies.keep(replace(FIRST, repeat=99), b"z" * 200_000)  # larger than all that is kept: kept alone
     assert replies.kept(replace(FIRST, repeat=99)) == b"z" * 200_000
 
