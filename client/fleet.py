@@ -27,6 +27,7 @@ from flwr.app import Message
 
 from client import flower_private as flower
 from common.errors import IdentityError
+from common.protocol import SURVEY
 
 logger = logging.getLogger("fedward.fleet")
 
@@ -45,7 +46,7 @@ class Pace:
     request_s: float = 600.0  # the longest exchange, however steadily it drips
     objects_s: float = 1800.0  # the longest wait for a message's objects
     message_bytes: int = (1 << 30) + (16 << 20)  # a reply of more could not be kept (client.replies)
-    query_bytes: int = 8 << 20  # a study and a roster, whether anybody has approved it or not
+    survey_bytes: int = 8 << 20  # a study and a roster, whether anybody has approved it or not
 
 
 class _Unreachable(Exception):
@@ -278,7 +279,7 @@ class _Agent:
         run_id, message_id = announced.metadata.run_id, announced.metadata.message_id
         try:
             kind = announced.metadata.message_type
-            most = self._pace.query_bytes if kind.startswith("query") else self._pace.message_bytes
+            most = self._pace.survey_bytes if kind == SURVEY else self._pace.message_bytes
             request = self._tried(lambda: self._fetch(run_id, tree, most))
             if request is None:
                 return
