@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
+from importlib.metadata import version
 
 import torch
 from flwr.app import Message
@@ -33,6 +34,7 @@ from common.weights import digest
 logger = logging.getLogger("fedward.agent")
 
 REPLIES = "replies.sqlite"
+PROGRAM = version("fedward")
 MOST_ROSTERS_A_DAY = 256
 """Each is a line or two of the audit log."""
 _DAY_S = 86_400.0
@@ -54,6 +56,7 @@ class Agent:
         self._rosters: deque[float] = deque(maxlen=MOST_ROSTERS_A_DAY)  # when the latest were taken
         self._distrusted = False
         self._at_work: Study | None = None  # whose results the last answer may hold
+        self._undecided: Study | None = None
         self._replies = self._open_replies()
         for study in self._replies.studies():
             if self._approvals.over(study):
@@ -78,15 +81,20 @@ class Agent:
             if self._distrusted:
                 return protocol.answer(protocol.Refusal(alias, "roster-refused"), message)
             task = request.task
+            if isinstance(request, _OfARound) and task.roster != self.membership.roster.hash:
+                logger.info("asked by another roster than this site has; the coordinator is to send its own")
+                return protocol.answer(protocol.Refusal(alias, "roster-differs"), message)
             if (task.arm, task.repeat) != ("federated", 0):
                 # Approved is one training; arms and repeats are a simulation's, and would be as many more.
                 logger.error("arm %s, repeat %d: a site takes part in one federated run", task.arm, task.repeat)
                 return protocol.answer(protocol.Refusal(alias, "not-approved"), message)
             if isinstance(request, protocol.DeliveryRequest):
                 return protocol.answer(self._take_model(request), message)
-            code = self._code(task.study)
-            if code is not None:
-                return protocol.answer(protocol.Refusal(alias, code), message)
+            no = self._objection(task.study)
+            # In mid-run the coordinator asks again with the next round; before it, with the next survey.
+            self._undecided = task.study if no is not None and isinstance(request, protocol.SurveyRequest) else None
+            if no is not None:
+                return protocol.answer(no, message)
             self._at_work = task.study
             return self._work(request, message)
         except RoundSpent as error:
@@ -107,16 +115,26 @@ class Agent:
         if self._at_work is None:
             return reply  # a code
         try:
-            code = self._code(self._at_work)
+            no = self._objection(self._at_work)
         except FedwardError as error:
             logger.error("%s", error)
-            code = error.code
+            no = protocol.Refusal(self.membership.alias, error.code)
         except Exception:
             logger.exception("unexpected failure")
-            code = "internal-error"
-        return reply if code is None else protocol.answer(protocol.Refusal(self.membership.alias, code), message)
+            no = protocol.Refusal(self.membership.alias, "internal-error")
+        return reply if no is None else protocol.answer(no, message)
 
-    def _code(self, study: Study) -> str | None:
+    def undecided(self) -> bool:
+        """Whether the study that was last surveyed waits for this site's people, or for its hours."""
+        if self._undecided is None:
+            return False
+        try:
+            return self._objection(self._undecided) is not None
+        except FedwardError as error:
+            logger.error("%s", error)
+            return True
+
+    def _objection(self, study: Study) -> protocol.Refusal | None:
         """What to refuse ``study`` with now; ``None`` where it may work."""
         verdict = self._approvals.seen(study, self._federation())
         if self._said.get(study.hash) != verdict.why:
@@ -126,7 +144,10 @@ class Agent:
             logger.info("study %s %s: %s", study.name, study.hash[:12], verdict.why)
             if verdict.state in OVER:
                 self._forget(study.hash)
-        return verdict.code
+        if verdict.code is None:
+            return None
+        until = 0 if verdict.opens is None else int(verdict.opens.timestamp())
+        return protocol.Refusal(self.membership.alias, verdict.code, until, PROGRAM)
 
     def _take_model(self, request: protocol.DeliveryRequest) -> protocol.Reply:
         """Kept first, then the study ends, then its replies go: killed in between, the model comes again."""
@@ -146,7 +167,6 @@ class Agent:
             self.home.record("replies-erased", {"study": study, "replies": erased})
 
     def _work(self, request: _Work, message: Message) -> Message:
-        alias = self.membership.alias
         if isinstance(request, protocol.SurveyRequest):
             reply = handle(message, lambda: self.home.directory, self._resident)
             self._record_survey(request, protocol.open_reply(reply))
@@ -160,9 +180,9 @@ class Agent:
         if isinstance(protocol.open_reply(reply), protocol.Refusal):
             return reply
         # A fit takes hours; its people may have thought better of it meanwhile.
-        code = self._code(request.task.study)
-        if code is not None:
-            return protocol.answer(protocol.Refusal(alias, code), message)
+        no = self._objection(request.task.study)
+        if no is not None:
+            return protocol.answer(no, message)
         frozen = protocol.freeze(reply)
         facts = {"study": identity.study, "kind": identity.kind, "round": identity.round}
         # On record first: killed in between, the log says more than has left, never less. And once: what was dropped
@@ -222,7 +242,8 @@ def _device(policy: Policy | PolicyError) -> str | None:
     return policy.device
 
 
-_Work = protocol.SurveyRequest | protocol.TrainRequest | protocol.EvaluateRequest | protocol.MomentsRequest
+_OfARound = protocol.TrainRequest | protocol.EvaluateRequest | protocol.MomentsRequest
+_Work = protocol.SurveyRequest | _OfARound
 
 
 def identity_of(request: protocol.TrainRequest | protocol.EvaluateRequest | protocol.MomentsRequest) -> Identity:
@@ -253,6 +274,6 @@ def _serve(agent: Agent, stop: threading.Event, pace: Pace | None) -> None:
         )
         logger.info("site %s, coordinator %s", membership.alias, membership.address)
         with Pulse(agent.home.state, connection):
-            serve(connection, agent.answer, stop=stop, recheck=agent.recheck)
+            serve(connection, agent.answer, stop=stop, recheck=agent.recheck, undecided=agent.undecided)
     finally:
         agent.close()

@@ -188,13 +188,23 @@ _MOST_OBJECTS = 100_000
 _CLOCK_S = 2.0
 _CLOCKS = (1_500_000_000.0, 32_500_000_000.0)
 """Wall clocks that may be told, 2017 to 2999: with the last second that a calendar has, no stamp could be written."""
+_LOOK_S = 1.0
+"""Between two looks at what people have decided."""
 
 
 Answer = Callable[[Message], Message]
 Recheck = Callable[[Message, Message], Message]
+Undecided = Callable[[], bool]
 
 
-def serve(connection: Connection, answer: Answer, *, stop: threading.Event, recheck: Recheck | None = None) -> None:
+def serve(
+    connection: Connection,
+    answer: Answer,
+    *,
+    stop: threading.Event,
+    recheck: Recheck | None = None,
+    undecided: Undecided = lambda: False,
+) -> None:
     """Answer messages until ``stop`` is set; closes the connection at the end.
 
     ``answer`` is called in this thread, once per message that comes; a reply that cannot be brought back is tried
@@ -202,9 +212,12 @@ def serve(connection: Connection, answer: Answer, *, stop: threading.Event, rech
     attempt, which may be days after the first, and gives what may leave now: that reply, or another in its place.
     Neither should raise; where one does, the coordinator learns that much and nothing else. After a crash the
     unanswered message comes again.
+
+    ``undecided``, called in this thread too: whether people have yet to decide, for days perhaps. Meanwhile it looks
+    as seldom as when idle, and quickly again once they have.
     """
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request, otherwise
-    agent = _Agent(connection, answer, recheck or (lambda _, reply: reply), stop)
+    agent = _Agent(connection, answer, recheck or (lambda _, reply: reply), undecided, stop)
     try:
         agent.run()
     finally:
@@ -212,8 +225,11 @@ def serve(connection: Connection, answer: Answer, *, stop: threading.Event, rech
 
 
 class _Agent:
-    def __init__(self, connection: Connection, answer: Answer, recheck: Recheck, stop: threading.Event) -> None:
+    def __init__(
+        self, connection: Connection, answer: Answer, recheck: Recheck, undecided: Undecided, stop: threading.Event
+    ) -> None:
         self._to, self._answer, self._recheck, self._stop = connection, answer, recheck, stop
+        self._undecided = undecided
         self._pace = connection.pace
         self._quick_until = 0.0
         self._busy = self._brought = False
@@ -241,14 +257,24 @@ class _Agent:
         if self._stop.is_set():
             return
         if taken is None:
-            quick = time.monotonic() < self._quick_until
-            # Idle sites that a restart has set off together come apart again.
-            pause = self._pace.quick_s if quick else self._pace.idle_s * random.uniform(0.9, 1.1)  # noqa: S311
-            self._stop.wait(pause)
+            self._rest()
             return
         self._quick_until = time.monotonic() + self._pace.quick_for_s
         self._work(*taken)
         self._quick_until = time.monotonic() + self._pace.quick_for_s
+
+    def _rest(self) -> None:
+        """Until the next look: short in the middle of a run, long when idle or while people decide."""
+        deciding = self._undecided()
+        if not deciding and time.monotonic() < self._quick_until:
+            self._stop.wait(self._pace.quick_s)
+            return
+        # Idle sites that a restart has set off together come apart again.
+        ends = time.monotonic() + self._pace.idle_s * random.uniform(0.9, 1.1)  # noqa: S311
+        while (left := ends - time.monotonic()) > 0 and not self._stop.wait(min(left, _LOOK_S)):
+            if deciding and not self._undecided():
+                self._quick_until = time.monotonic() + self._pace.quick_for_s
+                return
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:

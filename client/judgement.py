@@ -133,6 +133,8 @@ class Verdict:
     """Roles that have yet to approve."""
     until: datetime | None = None
     """When an approval that holds ends."""
+    opens: datetime | None = None
+    """When a closed site opens."""
 
     @property
     def code(self) -> str | None:
@@ -197,7 +199,8 @@ def _of_approvals(given: Sequence[Decision], complete: bool, policy: Policy, now
     since = _complete((one for one in covering if now.at - one.at < life), needed)
     if since is not None:
         if not policy.open_at(now.at):
-            return Verdict("outside-hours", f"approved; works at {', '.join(policy.opening_hours or ())}")
+            works = f"approved; works at {', '.join(policy.opening_hours or ())}"
+            return Verdict("outside-hours", works, opens=policy.opens_at(now.at))
         return Verdict("approved", f"approved until {_day(since + life)}", until=since + life)
     if _complete(covering, needed) is not None:
         return Verdict("expired", f"its approval is older than {policy.expires_days} days; approve it anew")

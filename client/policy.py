@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from importlib import metadata
@@ -85,6 +85,12 @@ class Hours:
         if self.start < self.end:
             return today in self.days and self.start <= minute < self.end
         return (today in self.days and minute >= self.start) or ((today - 1) % 7 in self.days and minute < self.end)
+
+    def next_start(self, at: datetime) -> datetime:
+        """When it opens next after ``at``, in its time zone."""
+        midnight = at.replace(hour=0, minute=0, second=0, microsecond=0)
+        starts = (midnight + timedelta(days=days, minutes=self.start) for days in range(8))
+        return next(start for start in starts if start > at and start.weekday() in self.days)
 
 
 @lru_cache(maxsize=64)
@@ -285,6 +291,11 @@ class Policy(Limits):
     def open_at(self, at: datetime) -> bool:
         """Whether studies may work here at ``at``, by the wall clock of its time zone."""
         return self.opening_hours is None or any(hours(text).holds(at) for text in self.opening_hours)
+
+    def opens_at(self, at: datetime) -> datetime | None:
+        """When, after ``at``, the next window of the opening hours begins; ``None`` where there are none."""
+        starts = (hours(text).next_start(at) for text in self.opening_hours or ())
+        return min(starts, default=None)
 
     def automatic(self, study: Study, coordinator: str) -> int | None:
         """Number, from 1, of the rule that approves ``study``; limits of the policy itself are not looked at here."""

@@ -98,6 +98,12 @@ class ProtocolError(FedwardError):
     exit_code = 6
 
 
+class VersionMismatch(ProtocolError):
+    """The other side speaks another version of the protocol; the text says who must upgrade."""
+
+    code = "version-mismatch"
+
+
 class ReplyRefused(FedwardError):
     """A site's reply may not touch the model."""
 

@@ -21,7 +21,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from numpy.typing import NDArray
 
-from common.errors import ProtocolError, StudyError
+from common.errors import ProtocolError, StudyError, VersionMismatch
 from common.packing import pack, unpack
 from common.study import Study
 from common.weights import DTYPES, FILES, STATISTICS, Weights
@@ -39,8 +39,10 @@ Statistics = Mapping[str, NDArray[Any]]
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ARM = re.compile(r"[a-z][a-z-]{0,31}(:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _CODE = re.compile(r"[a-z][a-z0-9-]{0,39}")
+_ROSTER = re.compile(r"[0-9a-f]{64}")
 _PROGRAM = re.compile(r"[0-9A-Za-z.+-]{0,32}")
 _MOST = (1 << 31) - 1
+_MOST_SECONDS = 1 << 37
 _ROSTER_BYTES = 1 << 20
 _SURVEY_CHARACTERS = 1000
 _MANIFEST_BYTES = 1 << 20
@@ -55,6 +57,8 @@ class Task:
     arm: str = "federated"
     repeat: int = 0
     round: int = 0
+    roster: str = ""
+    """In a real federation: the hash of the coordinator's roster, so that a site notices that it has another."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class SurveyRequest:
     task: Task
     roster: bytes = b""
     """In a real federation: the newest roster, signed by the coordinator (``common.identity``)."""
+    program: str = ""
+    """Version of fedward at the coordinator."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,10 @@ class Refusal:
 
     site: str
     code: str
+    until: int = 0
+    """When the site opens, in seconds of the epoch, where the code is ``outside-hours``; 0: not known."""
+    program: str = ""
+    """Version of fedward at the site."""
 
 
 Request = SurveyRequest | TrainRequest | EvaluateRequest | MomentsRequest | DeliveryRequest
@@ -176,8 +186,10 @@ def seal(request: Request) -> Sealed:
         "repeat": task.repeat,
         "round": task.round,
     }
-    if isinstance(request, SurveyRequest) and request.roster:
-        head["roster"] = request.roster
+    if task.roster:
+        head["roster_hash"] = task.roster
+    if isinstance(request, SurveyRequest):
+        head |= {key: value for key, value in (("roster", request.roster), ("program", request.program)) if value}
     if isinstance(request, DeliveryRequest):
         head["manifest"] = request.manifest
     content = RecordDict({"head": ConfigRecord(head)})
@@ -202,14 +214,14 @@ def open_request(message: Message) -> Request:
     """Decode a request at the site. Raises :class:`ProtocolError`."""
     content = _content(message)
     head = _record(content, "head", ConfigRecord)
-    _same_version(head)
+    _same_version(head, here="this site", there="the coordinator")
     kind = message.metadata.message_type
     task = _task(head, kind)
     if kind == SURVEY:
         roster = _get(head, "roster", bytes) if "roster" in head else b""
         if len(roster) > _ROSTER_BYTES:
             raise ProtocolError(f"a roster of {len(roster)} bytes; the most is {_ROSTER_BYTES}")
-        return SurveyRequest(task, roster)
+        return SurveyRequest(task, roster, _program(head, "the coordinator"))
     if kind == DELIVER:
         manifest = _get(head, "manifest", bytes)
         if len(manifest) > _MANIFEST_BYTES:
@@ -237,6 +249,7 @@ def answer(reply: Reply, request: Message) -> Message:
     content = RecordDict()
     if isinstance(reply, Refusal):
         head |= {"kind": "refusal", "code": reply.code}
+        head |= {key: value for key, value in (("until", reply.until), ("program", reply.program)) if value}
     elif isinstance(reply, SurveyReply):
         head |= {"kind": "survey", "images": json.dumps(dict(reply.images)), "program": reply.program}
     elif isinstance(reply, Receipt):
@@ -257,7 +270,7 @@ def open_reply(message: Message) -> Reply:
     """Decode a reply at the coordinator. Raises :class:`ProtocolError`: a site may send anything."""
     content = _content(message)
     head = _record(content, "head", ConfigRecord)
-    _same_version(head)
+    _same_version(head, here="this coordinator", there="that site")
     site = _get(head, "site", str)
     if not _ALIAS.fullmatch(site):
         raise ProtocolError("a reply names a site with characters that are not allowed")
@@ -266,12 +279,12 @@ def open_reply(message: Message) -> Reply:
         code = _get(head, "code", str)
         if not _CODE.fullmatch(code):
             raise ProtocolError(f"{site} refused with a malformed code")
-        return Refusal(site, code)
+        until = _get(head, "until", int) if "until" in head else 0
+        if not 0 <= until <= _MOST_SECONDS:
+            raise ProtocolError(f"{site} says that it opens at no time there is; upgrade that site")
+        return Refusal(site, code, until, _program(head, site))
     if kind == "survey":
-        program = _get(head, "program", str) if "program" in head else ""
-        if not _PROGRAM.fullmatch(program):
-            raise ProtocolError(f"{site} names a version of its program that is none")
-        return SurveyReply(site, _counts(_get(head, "images", str)), program)
+        return SurveyReply(site, _counts(_get(head, "images", str)), _program(head, site))
     if kind == "receipt":
         digest = _get(head, "digest", str)
         if not _DIGEST.fullmatch(digest):
@@ -332,7 +345,10 @@ def _task(head: Mapping[str, Any], kind: str) -> Task:
     first, last = int(kind == TRAIN), study.federation.rounds
     if not first <= round_ <= last:
         raise ProtocolError(f"a request names round {round_}; the study has rounds {first} to {last}")
-    return Task(study, arm, repeat, round_)
+    roster = _get(head, "roster_hash", str) if "roster_hash" in head else ""
+    if roster and not _ROSTER.fullmatch(roster):
+        raise ProtocolError("a request names a roster by what is no hash; upgrade the coordinator")
+    return Task(study, arm, repeat, round_, roster)
 
 
 def _content(message: Message) -> RecordDict:
@@ -357,11 +373,18 @@ def _get(record: Mapping[str, Any], key: str, kind: type[T]) -> T:
     return value
 
 
-def _same_version(head: Mapping[str, Any]) -> None:
+def _same_version(head: Mapping[str, Any], *, here: str, there: str) -> None:
     theirs = _get(head, "protocol", int)
     if theirs != VERSION:
-        older = "the other side" if theirs < VERSION else "this side"
-        raise ProtocolError(f"protocol {theirs} met protocol {VERSION}: upgrade {older}")
+        older = there if theirs < VERSION else here
+        raise VersionMismatch(f"{there} speaks protocol {theirs}, {here} protocol {VERSION}: upgrade {older}")
+
+
+def _program(head: Mapping[str, Any], whose: str) -> str:
+    program = _get(head, "program", str) if "program" in head else ""
+    if not _PROGRAM.fullmatch(program):
+        raise ProtocolError(f"{whose} names a version of its program that is none")
+    return program
 
 
 def _counts(text: str) -> dict[str, int]:

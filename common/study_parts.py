@@ -181,6 +181,10 @@ class FederationSpec(Part):
     strategy: StrategySpec = StrategySpec()
     quorum: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     deadline_s: Annotated[float, Field(gt=0.0)] = 3600.0
+    wait_s: NonNegative = 604_800.0
+    """How long a round waits for sites that are closed or paused, where it has no quorum without them."""
+    set_aside_after: Annotated[int, Field(ge=0)] = 3
+    """So many rounds in a row with a refused reply, and a site is asked no more; 0: never."""
     evaluate_every: Annotated[int, Field(ge=0)] = 1
     keep: Literal["last", "best"] = "last"
     early_stopping: EarlyStopping | None = None

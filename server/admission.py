@@ -13,34 +13,12 @@ from dataclasses import dataclass, field
 from common import protocol
 from common.errors import QuorumError
 from common.study import Study
-from server.asking import Link, ask
+from server.asking import Link, SignedRoster, ask, may_yet
 from server.rounds import quorum_of
 
-PENDING = frozenset(
-    {
-        "offline",
-        "no answer before the deadline",
-        "not reachable",
-        # People, who may yet decide otherwise
-        "approval-pending",
-        "site-paused",
-        "outside-hours",
-        "roster-changed",
-        # Trouble at a site, which somebody will mend
-        "busy",
-        "internal-error",
-        "policy-unusable",
-        "key-unavailable",
-        "vault-unusable",
-        "audit-unusable",
-        "site-store-unusable",
-        "roster-refused",
-    }
-)
-"""Codes of sites that may yet say yes; so may one whose node failed (a Flower error)."""
-_FLOWER_ERROR = "failed (Flower error"
-_MOST_PAUSES = 12
-"""A wait grows to this many times ``pause_s``: with the usual 5 s, to a minute."""
+_MOST_PAUSES = 2
+"""A wait grows to this many times ``pause_s``: with the usual 5 s, to ten, so that a run begins soon after the last
+approval. Sites look as seldom while their people decide."""
 
 
 @dataclass
@@ -50,8 +28,7 @@ class Admission:
     sites: Callable[[], Mapping[str, int]]
     """Alias -> node id of every site on the roster, online or not, now."""
     online: Callable[[], frozenset[str]]
-    roster: Callable[[], bytes]
-    """The roster, signed."""
+    roster: Callable[[], SignedRoster]
     patience_s: float
     """Once the quorum has approved, how long the others are waited for."""
     pause_s: float = 5.0
@@ -61,7 +38,11 @@ class Admission:
     answers: dict[str, str] = field(default_factory=dict)
     """Alias -> ``ready``, ``offline`` or a site's code: what ``status`` shows."""
     programs: dict[str, str] = field(default_factory=dict)
-    """Alias -> version of fedward there."""
+    """Alias -> version of fedward there, as it last said."""
+    until: dict[str, int] = field(default_factory=dict)
+    """Alias -> when a closed site opens, in seconds of the epoch."""
+    program: str = ""
+    """Version of fedward here."""
 
     def nodes(self) -> dict[str, int]:
         """Alias -> node id of the sites to ask; 0 for one that has begun and is not on the roster now."""
@@ -91,7 +72,7 @@ def admit(link: Link, study: Study, admission: Admission) -> dict[str, int]:
         pause_s = min(2 * pause_s, _MOST_PAUSES * admission.pause_s) if unchanged else admission.pause_s
         said = dict(admission.answers)
         quorum = quorum_of(study, len(nodes))
-        undecided = [alias for alias, answer in said.items() if answer in PENDING or answer.startswith(_FLOWER_ERROR)]
+        undecided = [alias for alias, answer in said.items() if may_yet(answer)]
         if nodes and len(ready) + len(undecided) < quorum:
             listed = ", ".join(f"{alias}: {answer}" for alias, answer in sorted(said.items()) if answer != "ready")
             waiting = f", {len(undecided)} more may" if undecided else ""
@@ -124,12 +105,19 @@ def _ask_all(
     reached = {alias: node for alias, node in nodes.items() if alias in online}
     listed = admission.sites()
     said = {alias: "offline" if alias in listed else "not on the roster" for alias in sorted(nodes)}
-    sealed = protocol.seal(protocol.SurveyRequest(protocol.Task(study), admission.roster()))
+    roster = admission.roster()
+    task = protocol.Task(study, roster=roster.hash)
+    sealed = protocol.seal(protocol.SurveyRequest(task, roster.signed, admission.program))
     ready: dict[str, int] = {}
+    admission.until.clear()
     for answer in ask(link, sealed, reached, max(30.0, admission.pause_s)):
         reply = answer.reply
+        if answer.program:
+            admission.programs[answer.site] = answer.program
+        if answer.until:
+            admission.until[answer.site] = answer.until
         if not isinstance(reply, protocol.SurveyReply):
-            said[answer.site] = answer.reason.removeprefix("declined: ") or "wrong kind of reply"
+            said[answer.site] = answer.word or "wrong kind of reply"
         elif reply.site != answer.site:
             said[answer.site] = "calls itself otherwise"
         elif not reply.images.get("train"):

@@ -12,8 +12,43 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common import protocol
-from common.errors import Interrupted, ProtocolError
+from common.errors import Interrupted, ProtocolError, VersionMismatch
 from server.events import EventLog
+from server.watch import Watch
+
+DECLINED = "declined: "
+"""Before a site's code, in :attr:`Answer.reason`."""
+UNREACHED = ("offline", "not reachable", "no answer before the deadline")
+PENDING = frozenset(
+    {
+        # People, who may yet decide otherwise
+        "approval-pending",
+        "site-paused",
+        "outside-hours",
+        "roster-changed",
+        # Trouble at a site, which somebody will mend
+        "busy",
+        "internal-error",
+        "policy-unusable",
+        "key-unavailable",
+        "vault-unusable",
+        "audit-unusable",
+        "site-store-unusable",
+        "roster-refused",
+        "protocol-mismatch",
+    }
+)
+"""Codes of sites that may yet say yes."""
+_FLOWER_ERROR = "failed (Flower error"
+_OTHER_VERSION = "another version: "
+
+
+@dataclass(frozen=True)
+class SignedRoster:
+    """The coordinator's roster as sites are sent it, and the hash by which they know it; empty in a simulation."""
+
+    signed: bytes = b""
+    hash: str = ""
 
 
 @dataclass
@@ -25,6 +60,10 @@ class Link:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     stop: threading.Event = field(default_factory=threading.Event)
+    roster: Callable[[], SignedRoster] = SignedRoster
+    pause_s: float = 5.0
+    """Between two questions to a site that answers "not now"."""
+    watch: Watch = field(default_factory=Watch)
 
     def check_stop(self) -> None:
         if self.stop.is_set():
@@ -39,6 +78,20 @@ class Answer:
     reply: protocol.Reply | None
     reason: str
     bytes: int
+    until: int = 0
+    """When a closed site opens, in seconds of the epoch; 0: not known."""
+    program: str = ""
+    """Version of fedward at a site that declined."""
+
+    @property
+    def word(self) -> str:
+        """A site's code, or the reason in words."""
+        return self.reason.removeprefix(DECLINED)
+
+
+def may_yet(word: str) -> bool:
+    """Whether a site that answered so may yet say yes."""
+    return word in PENDING or word in UNREACHED or word.startswith((_FLOWER_ERROR, _OTHER_VERSION))
 
 
 _POLL_S = (0.005, 0.2)
@@ -56,6 +109,7 @@ def ask(
     site that goes on training meanwhile brings its reply then.
     """
     ends = link.clock() + deadline_s
+    link.watch.asks(sealed, sites, deadline_s)
     waiting = _push(link.grid, sealed, sites, deadline_s + 60.0)
     unsent = set(sites) - set(waiting.values())
     pause, got, held = _POLL_S[0], 0, list[str]()
@@ -68,6 +122,7 @@ def ask(
                 site = waiting.pop(message.metadata.reply_to_message_id, None)
                 if site is not None:
                     answer = _opened(site, message)
+                    link.watch.answered(site)
                     got += answer.reply is not None
                     yield answer
                     del answer
@@ -90,7 +145,7 @@ def ask(
     finally:
         _forget(link.grid, waiting)
     for site in sorted({*waiting.values(), *unsent}):
-        yield Answer(site, None, "no answer before the deadline" if site not in unsent else "not reachable", 0)
+        yield Answer(site, None, "not reachable" if site in unsent else "no answer before the deadline", 0)
 
 
 def _offline(grid: Grid, waiting: Mapping[str, str], sites: Mapping[str, int]) -> dict[str, str]:
@@ -119,11 +174,13 @@ def _push(grid: Grid, sealed: protocol.Sealed, sites: Mapping[str, int], ttl_s: 
 
 def _opened(site: str, message: Message) -> Answer:
     if message.has_error():
-        return Answer(site, None, f"failed (Flower error {message.error.code})", 0)
+        return Answer(site, None, f"{_FLOWER_ERROR} {message.error.code})", 0)
     try:
         reply = protocol.open_reply(message)
+    except VersionMismatch as error:
+        return Answer(site, None, f"{_OTHER_VERSION}{error}", 0)
     except ProtocolError as error:
         return Answer(site, None, f"unreadable reply: {error}", 0)
     if isinstance(reply, protocol.Refusal):
-        return Answer(site, None, f"declined: {reply.code}", 0)
+        return Answer(site, None, f"{DECLINED}{reply.code}", 0, reply.until, reply.program)
     return Answer(site, reply, "", protocol.size(message.content))

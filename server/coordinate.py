@@ -14,18 +14,20 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
+from importlib.metadata import version
 from typing import Any
 
 from common.errors import FedwardError, IdentityError, Interrupted, QuorumError
 from common.identity import Address
 from server.admission import Admission, admit
 from server.app import train
-from server.asking import Link
+from server.asking import Link, SignedRoster
 from server.courier import Courier
 from server.desk import EVENTS, STATUS, UNFINISHED, RunFolder, State, all_runs, at_work
 from server.events import EventLog, JsonLines
 from server.provision import Coordinator
 from server.superlink import Fleet
+from server.watch import Watch
 
 logger = logging.getLogger("fedward.coordinator")
 
@@ -59,6 +61,7 @@ class Running:
         self._listed: dict[str, bytes] = {}
         self._barred: frozenset[str] = frozenset()
         self._signed = b""
+        self._roster = SignedRoster()
         self._run: _Run | None = None
         self._courier = Courier(coordinator, self.fleet)
         self._trouble: dict[str, str] = {}
@@ -125,7 +128,8 @@ class Running:
         signed = self._coordinator.signed_roster
         if signed == self._signed:
             return
-        wanted = {entry.alias: entry.public_key.openssh.encode() for entry in self._coordinator.roster.active}
+        roster = self._coordinator.roster
+        wanted = {entry.alias: entry.public_key.openssh.encode() for entry in roster.active}
         for alias in set(self._listed) - set(wanted):
             self._shut_out(alias)
         barred = set()
@@ -143,6 +147,7 @@ class Running:
                 self._listed[alias] = key
                 logger.info("%s may come in", alias)
         self._barred, self._signed = frozenset(barred), signed
+        self._roster = SignedRoster(signed, roster.hash)
 
     def _shut_out(self, alias: str) -> None:
         del self._listed[alias]
@@ -171,10 +176,11 @@ class Running:
                 dict.fromkeys(self._barred, 0) | {alias: status.node_id for alias, status in self.fleet.nodes().items()}
             ),
             online=lambda: frozenset(alias for alias, status in self.fleet.nodes().items() if status.online),
-            roster=lambda: self._signed,
+            roster=lambda: self._roster,
             patience_s=self._patience_s,
             pause_s=self._pause_s,
             begun=folder.begun,
+            program=version("fedward"),
         )
 
     def _tell(self, *, running: bool = True) -> None:
@@ -209,7 +215,7 @@ class _Run:
 
     def __init__(self, coordinator: Coordinator, fleet: Fleet, folder: RunFolder, admission: Admission) -> None:
         self.folder, self.admission = folder, admission
-        self.stop = threading.Event()
+        self.stop, self.watch = threading.Event(), Watch()
         self._coordinator, self._fleet = coordinator, fleet
         self._facts = folder.facts
         self._outcome: tuple[State, datetime, str] | None = None
@@ -265,7 +271,15 @@ class _Run:
             study = folder.study
             self._turn("waiting")
             with self._fleet.grid() as grid:
-                link = Link(grid, events, stop=self.stop, sleep=self._sleep)
+                link = Link(
+                    grid,
+                    events,
+                    stop=self.stop,
+                    sleep=self._sleep,
+                    roster=self.admission.roster,
+                    pause_s=self.admission.pause_s,
+                    watch=self.watch,
+                )
                 sites = admit(link, study, self.admission)
                 self._turn("running", sites=sorted(sites), roster=self._coordinator.roster.hash)
                 events.emit("begun", study=study.hash, sites=sorted(sites))

@@ -27,6 +27,8 @@ from server.aggregation import Aggregator, Layout, build_aggregator
 from server.asking import Answer, Link, ask
 from server.checkpoints import Progress, load_progress, save_progress
 from server.checks import ReplyChecks
+from server.recall import Call
+from server.standing import SET_ASIDE, Standing
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Arm:
             self.study, Layout.of(self._template, self._trainable), sites=len(work.sites)
         )
         self._checks = ReplyChecks(self.study.federation, self._trainable)
+        self._standing = Standing(self.study.federation.set_aside_after)
         self.progress = Progress(weights=self._template)
 
     @property
@@ -123,12 +126,15 @@ class Arm:
         self.progress = saved
         self._aggregator.restore(saved.strategy)
         self._checks.cap = saved.facts.get("norm_cap", self._checks.cap)
+        self._standing.restore(saved.facts.get("refused", {}))
         self.link.events.emit("resumed", arm=self.work.arm, repeat=self.work.repeat, round=saved.round)
 
     def _round(self, round_: int, rounds: int) -> None:
         started = self.link.clock()
         sent = self.progress.weights
-        record: dict[str, Any] = {"round": round_, "bytes": 0, "sites": {}, "val_loss": None, "val_auc": None}
+        aside = dict.fromkeys(sorted(self._standing.aside), SET_ASIDE)
+        sites = {site: _nothing(word) | {"evaluation": word} for site, word in aside.items()}
+        record: dict[str, Any] = {"round": round_, "bytes": 0, "sites": sites, "val_loss": None, "val_auc": None}
         self.progress.weights = self._train(round_, sent, record)
         federation = self.study.federation
         last = round_ == rounds
@@ -139,6 +145,9 @@ class Arm:
         self.progress.round = round_
         self.progress.strategy = self._aggregator.state()
         self.progress.facts["norm_cap"] = self._checks.cap
+        for site in self._standing.judge(record["sites"]):
+            self.link.events.emit("set-aside", arm=self.work.arm, repeat=self.work.repeat, round=round_, site=site)
+        self.progress.facts["refused"] = self._standing.state()
         self.progress.history.append(record)
         self.progress.done = self.progress.done or last
         if self.work.checkpoint is not None:
@@ -146,11 +155,10 @@ class Arm:
         self.link.events.emit("round", arm=self.work.arm, repeat=self.work.repeat, rounds=rounds, **record)
 
     def _train(self, round_: int, sent: Weights, record: dict[str, Any]) -> Weights:
-        sealed = protocol.seal(protocol.TrainRequest(self.work.task(round_), sent))
-        record["bytes"] += sealed.bytes * len(self.work.sites)
         self._aggregator.begin(round_, sent)
         accepted: dict[str, tuple[int, float]] = {}
-        for answer in ask(self.link, sealed, self.work.sites, self._deadline_s, needed=self.work.quorum):
+        request = protocol.TrainRequest(self.work.task(round_), sent)
+        for answer in self._call(request, lambda: self.work.quorum - len(accepted)).answers():
             record["bytes"] += answer.bytes
             outcome = self._accept(round_, sent, answer, accepted)
             record["sites"][answer.site] = outcome
@@ -165,18 +173,21 @@ class Arm:
         record["train_loss"] = sum(accepted[site][0] * accepted[site][1] for site in sorted(accepted)) / total
         return self._aggregator.finish()
 
+    def _call(self, request: protocol.TrainRequest | protocol.EvaluateRequest, lacking: Callable[[], int]) -> Call:
+        return Call(self.link, request, self._standing.asked(self.work.sites), self._deadline_s, lacking)
+
     def _accept(
         self, round_: int, sent: Weights, answer: Answer, accepted: dict[str, tuple[int, float]]
     ) -> dict[str, Any]:
         reply = answer.reply
         if not isinstance(reply, protocol.TrainReply):
-            return {"status": answer.reason or "wrong kind of reply", "loss": None, "examples": 0, "seconds": None}
+            return _nothing(answer.reason or "wrong kind of reply")
         try:
             norm = self._checks.judge(reply, site=answer.site, round_=round_, sent=sent)
             self._aggregator.add(reply)
             self._checks.accepted(norm)
         except ReplyRefused as error:
-            return {"status": f"refused: {error}", "loss": None, "examples": 0, "seconds": None}
+            return _nothing(f"refused: {error}")
         accepted[answer.site] = (reply.examples, reply.loss)
         return {
             "status": "ok",
@@ -204,16 +215,15 @@ class Arm:
 
     def _evaluate(self, round_: int, record: dict[str, Any]) -> Counts:
         request = protocol.EvaluateRequest(self.work.task(round_), "val", self.progress.weights)
-        sealed = protocol.seal(request)
-        record["bytes"] += sealed.bytes * len(self.work.sites)
         layout = CountsLayout.of(self.study)
         merged = Counts.zero(layout)
-        answered = 0
-        for answer in ask(self.link, sealed, self.work.sites, self._deadline_s, needed=self.work.quorum):
+        answered: set[str] = set()
+        for answer in self._call(request, lambda: self.work.quorum - len(answered)).answers():
             record["bytes"] += answer.bytes
             try:
                 merged += statistics_of(answer, round_, lambda arrays: Counts.from_arrays(arrays, layout))
-                answered, outcome = answered + 1, "ok"
+                outcome = "ok"
+                answered.add(answer.site)
             except ReplyRefused as error:
                 outcome = str(error)
                 self.link.events.emit(
@@ -225,7 +235,7 @@ class Arm:
                     status=f"evaluation: {outcome}",
                 )
             record["sites"][answer.site]["evaluation"] = outcome
-        self._require_quorum(round_, answered, record, "evaluation")
+        self._require_quorum(round_, len(answered), record, "evaluation")
         return merged
 
     def _judge(self, round_: int, counts: Counts, record: dict[str, Any], last: bool) -> None:
@@ -276,6 +286,11 @@ class Arm:
         self.progress.kept = self.progress.weights
         self.progress.validation = counts.to_arrays()
         self.progress.facts["kept_round"] = round_
+
+
+def _nothing(status: str) -> dict[str, Any]:
+    """What a round's record says of a site that gave nothing."""
+    return {"status": status, "loss": None, "examples": 0, "seconds": None}
 
 
 def statistics_of(answer: Answer, round_: int, parse: Callable[[protocol.Statistics], T]) -> T:

@@ -10,7 +10,8 @@ from common import protocol
 from common.errors import QuorumError, ReplyRefused
 from common.metrics import Counts, Layout, Moments, Reference, Summary, Thresholds, summarise
 from common.weights import Weights
-from server.asking import Answer, Link, ask
+from server.asking import Answer, Link
+from server.recall import Call
 from server.rounds import Work, statistics_of
 
 T = TypeVar("T")
@@ -41,13 +42,14 @@ def test_model(
     merged histogram, for intervals clustered by patient. Raises :class:`QuorumError` when
     a site does not answer: a test result without it would be another population's.
     """
+    link.watch.tests()
     deadline = work.deadline_s or work.study.federation.deadline_s
     layout = Layout.of(work.study)
     task = work.task(work.study.federation.rounds)
-    sealed = protocol.seal(protocol.EvaluateRequest(task, split, weights))
-    moved = sealed.bytes * len(sites)
+    moved = 0
     counts: dict[str, Counts] = {}
-    for answer in ask(link, sealed, sites, deadline, needed=len(sites)):
+    first = protocol.EvaluateRequest(task, split, weights)
+    for answer in Call(link, first, sites, deadline, lambda: len(sites) - len(counts)).answers():
         counts[answer.site] = _read(answer, task, lambda arrays: Counts.from_arrays(arrays, layout))
         moved += answer.bytes
     merged = Counts.zero(layout)
@@ -56,10 +58,9 @@ def test_model(
 
     def second(reference: Reference, group: Mapping[str, int]) -> Summary:
         nonlocal moved
-        sealed = protocol.seal(protocol.MomentsRequest(task, split, weights, reference.to_arrays()))
-        moved += sealed.bytes * len(group)
         parts: dict[str, Moments] = {}
-        for answer in ask(link, sealed, group, deadline, needed=len(group)):
+        request = protocol.MomentsRequest(task, split, weights, reference.to_arrays())
+        for answer in Call(link, request, group, deadline, lambda: len(group) - len(parts)).answers():
             parts[answer.site] = _read(answer, task, lambda arrays: Moments.from_arrays(arrays, layout))
             moved += answer.bytes
         total = Moments.zero(layout)

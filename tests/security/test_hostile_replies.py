@@ -215,7 +215,7 @@ def moments(reference: dict[str, Any]) -> Message:
 
 
 HOSTILE: dict[str, tuple[Callable[[], Message], str]] = {
-    "another version": (lambda: changed("train", protocol=protocol.VERSION + 1), "protocol-mismatch"),
+    "another version": (lambda: changed("train", protocol=protocol.VERSION + 1), "version-mismatch"),
     "no study": (lambda: changed("survey", study=None), "protocol-mismatch"),
     "garbage": (lambda: changed("survey", study="\x00\xff" * 99), "protocol-mismatch"),
     "an oversized study": (lambda: changed("survey", study="{" + " " * (40 << 20) + "}"), "protocol-mismatch"),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from client import agent as agents
 from client.agent import Agent
 from client.approvals import Approvals
 from client.federation import join, join_request
+from client.fleet import Pace, _Agent
 from client.home import Home
 from client.policy import POLICY_FILE
 from common import protocol
@@ -21,6 +26,8 @@ from common.errors import VaultError
 from common.models import build_initial
 from common.study import Study
 from common.weights import state_of
+from server.asking import _opened as opened
+from server.asking import may_yet
 from server.provision import Coordinator
 from tests.integration.federation_fixtures import STUDY, fill
 from tests.integration.services_keys import free_port
@@ -56,6 +63,7 @@ class Site:
 
     def train(self, round_: int = 1, shift: float = 0.0, **task: object) -> protocol.Reply:
         weights = {name: np.asarray(value + np.asarray(shift, value.dtype)) for name, value in self.weights.items()}
+        task = {"roster": self.coordinator.roster.hash, **task}
         return self.send(protocol.TrainRequest(protocol.Task(OURS, round=round_, **task), weights))  # type: ignore[arg-type]
 
     def decide(self, act: Callable[[Approvals], object]) -> None:
@@ -138,7 +146,8 @@ def test_a_reply_that_could_not_leave_is_judged_again(site: Site) -> None:
     """The line was down when it was ready: what its people say until it is up again counts."""
     site.survey()
     site.approve()
-    request = site.message(protocol.TrainRequest(protocol.Task(OURS, round=1), site.weights))
+    task = protocol.Task(OURS, round=1, roster=site.coordinator.roster.hash)
+    request = site.message(protocol.TrainRequest(task, site.weights))
     reply = site.agent.answer(request)
     assert site.agent.recheck(request, reply) is reply
     policy = site.home.directory / POLICY_FILE
@@ -183,6 +192,82 @@ def test_a_roster_that_is_refused_stops_everything(site: Site, tmp_path: Path) -
     assert isinstance(site.train(round_=2), protocol.TrainReply)
 
 
+def test_a_request_of_another_roster_is_not_worked_on(site: Site, tmp_path: Path) -> None:
+    """The coordinator's roster moved on: the site says so, is sent it, and its people decide about who is new."""
+    site.survey()
+    site.approve()
+    assert isinstance(site.train(), protocol.TrainReply)
+    assert refused(site.train(round_=2, roster="")) == "roster-differs", "none named is none known"
+    site.coordinator.admit(join_request(Home.init(tmp_path / "west", alias="west", synthetic=True)).read_bytes())
+    assert refused(site.train(round_=2)) == "roster-differs"
+    assert refused(site.survey()) == "roster-changed"
+    assert refused(site.train(round_=2)) == "roster-changed"
+    site.approve()
+    assert isinstance(site.train(round_=2), protocol.TrainReply)
+    site.coordinator.revoke("west")
+    assert refused(site.train(round_=3)) == "roster-differs"
+    assert isinstance(site.survey(), protocol.SurveyReply), "who leaves asks nobody"
+    assert isinstance(site.train(round_=3), protocol.TrainReply)
+
+
+def test_a_closed_site_says_when_it_opens(site: Site) -> None:
+    site.survey()
+    site.approve()
+    policy = site.home.directory / "policy.yaml"
+    at = site.home.clock()
+    opens = (at + timedelta(hours=3)).replace(minute=0, second=0, microsecond=0)
+    text = policy.read_text()
+    policy.write_text(text.replace("opening_hours: null", f'opening_hours: "{opens:%H}:00-{opens:%H}:30"'))
+    reply = site.survey()
+    assert reply == protocol.Refusal("north", "outside-hours", int(opens.timestamp()), agents.PROGRAM)
+    assert refused(site.train()) == "outside-hours"
+
+
+def test_the_agent_knows_whether_people_have_yet_to_decide(site: Site) -> None:
+    assert not site.agent.undecided()
+    site.survey()
+    assert site.agent.undecided()
+    site.approve()
+    assert not site.agent.undecided()
+    site.survey()
+    assert not site.agent.undecided()
+
+
+def test_it_looks_seldom_while_people_decide_and_at_once_when_they_have() -> None:
+    decided = threading.Event()
+    connection = SimpleNamespace(pace=Pace(quick_s=0.0, idle_s=300.0))
+    waits, stop = lambda: not decided.is_set(), threading.Event()
+    made = _Agent(connection, lambda message: message, lambda _, reply: reply, waits, stop)  # type: ignore[arg-type]
+    made._quick_until = time.monotonic() + 300
+    resting = threading.Thread(target=made._rest, daemon=True)
+    resting.start()
+    resting.join(1.5)
+    assert resting.is_alive(), "a message came a moment ago, yet people decide"
+    decided.set()
+    resting.join(60)
+    assert not resting.is_alive()
+    made._rest()  # would take 300 s
+
+
+def test_a_coordinator_of_another_protocol_is_told_who_must_upgrade(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = protocol.VERSION
+    for theirs, older in ((ours + 1, "upgrade this site"), (ours - 1, "upgrade the coordinator")):
+        message = site.message(protocol.SurveyRequest(protocol.Task(OURS)))
+        message.content["head"]["protocol"] = theirs  # type: ignore[call-overload, index]
+        answer = site.agent.answer(message)
+        assert refused(protocol.open_reply(answer)) == "version-mismatch"
+        assert older in caplog.text
+        # What that coordinator makes of the answer, whose own protocol is theirs.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(protocol, "VERSION", theirs)
+            said = opened("north", answer)
+        assert said.reason.startswith(f"another version: that site speaks protocol {ours}")
+        assert may_yet(said.word), "it is waited for"
+        assert said.reason.endswith("upgrade that site" if theirs > ours else "upgrade this coordinator")
+
+
 def test_counts_of_few_patients_do_not_leave(tmp_path: Path) -> None:
     made = Site(tmp_path, images=20)
     made.survey()
@@ -209,4 +294,4 @@ def test_a_message_that_cannot_be_read_is_answered_with_a_code(site: Site) -> No
 
 def test_two_agents_of_one_site_are_one_too_many(site: Site) -> None:
     with site.home.serving(), pytest.raises(VaultError, match="another command is at work"):
-        agents.run(replace(site.home), stop=__import__("threading").Event())
+        agents.run(replace(site.home), stop=threading.Event())

@@ -54,8 +54,8 @@ def test_a_seals_size_is_what_its_arrays_take() -> None:
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        ({"protocol": 1}, r"protocol 1 met protocol 2: upgrade the other side"),
-        ({"protocol": 3}, r"protocol 3 met protocol 2: upgrade this side"),
+        ({"protocol": 1}, r"the coordinator speaks protocol 1, this site protocol 2: upgrade the coordinator"),
+        ({"protocol": 3}, r"the coordinator speaks protocol 3, this site protocol 2: upgrade this site"),
         ({"protocol": "1"}, r"field 'protocol' is missing or not int"),
         ({"protocol": True}, r"field 'protocol' is missing or not int"),
         ({"protocol": None}, r"field 'protocol' is missing"),

@@ -284,7 +284,10 @@ HOSTILE: dict[str, tuple[Callable[[Message], list[Message]], str]] = {
     "extra": (with_weights(lambda arrays: arrays.update(x=np.zeros(1, np.float32))), r"unexpected 'x'"),
     "round": (with_head(round=7), r"refused: it answers round 7, not"),
     "name": (with_head(site="site-1"), r"refused: it answers under another site's name"),
-    "version": (with_head(protocol=99), r"unreadable reply: protocol 99 met protocol 2: upgrade this side"),
+    "version": (
+        with_head(protocol=99),
+        r"another version: .* speaks protocol 99, .*: upgrade this coordinator",
+    ),
     "kind": (with_head(kind="statistics"), r"unreadable reply: the message has no ArrayRecord named 'statistics'"),
     "survey": (with_head(kind="survey", images="{}"), r"wrong kind of reply"),
     "refusal": (with_head(kind="refusal", code="vault-unusable"), r"declined: vault-unusable"),

@@ -1,0 +1,66 @@
+"""What a run is doing at this moment, for status pages: nothing of it is kept, nothing is decided by it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from common import protocol
+
+_PHASES = {
+    protocol.SURVEY: "asking",
+    protocol.TRAIN: "training",
+    protocol.EVALUATE: "evaluating",
+    protocol.MOMENTS: "evaluating",
+}
+
+
+class Watch:
+    """Told by the thread that asks sites, read by the one that writes the status."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        """``clock``: seconds of the wall clock."""
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._facts: dict[str, Any] = {}
+        self._waits: dict[str, dict[str, Any]] = {}
+        self._testing = False
+
+    def asks(self, sealed: protocol.Sealed, sites: Iterable[str], deadline_s: float) -> None:
+        """A request goes out to ``sites``, who have ``deadline_s`` seconds."""
+        at, phase = self._clock(), _PHASES[sealed.kind]
+        if phase == "evaluating" and self._testing:
+            phase = "testing"
+        with self._lock:
+            self._facts = {
+                "phase": phase,
+                "round": sealed.round,
+                "since": at,
+                "deadline": at + deadline_s,
+                "answered": [],
+                "awaited": sorted(sites),
+            }
+
+    def answered(self, site: str) -> None:
+        """``site`` has answered, whatever it said."""
+        with self._lock:
+            if site in self._facts.get("awaited", ()):
+                self._facts["awaited"].remove(site)
+                self._facts["answered"].append(site)
+
+    def waits(self, sites: Mapping[str, Mapping[str, Any]]) -> None:
+        """The round can only go on with some of ``sites``, which answer "not now"; empty: it goes on."""
+        with self._lock:
+            self._waits = {site: dict(facts) for site, facts in sites.items()}
+
+    def tests(self) -> None:
+        """What is evaluated from here on is the final test."""
+        self._testing = True
+
+    def facts(self) -> dict[str, Any]:
+        """``phase``, ``round``, ``since``, ``deadline``, ``answered``, ``awaited``, ``waits``; seconds of the epoch."""
+        with self._lock:
+            found = {**self._facts, "waits": dict(self._waits)}
+        return {key: list(value) if isinstance(value, list) else value for key, value in found.items()}
