@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from common.study import Study
+from simulations.datasets import open_source
+from simulations.sites import Machine, prepare_sites
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+
+
+def test_deal_to_hospitals(tmp_path: Path) -> None:
+    """Every image goes to one hospital, with the split that the simulation gives it there."""
+    rng = np.random.default_rng(5)
+    rows = ["file,label,patient"]
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    for number in range(60):
+        Image.fromarray(rng.integers(0, 255, (24, 24)).astype(np.uint8)).save(tmp_path / f"data/images/{number}.png")
+        rows.append(f"images/{number}.png,{('normal', 'pneumonia')[number % 2]},P{number // 2}")
+    (tmp_path / "data" / "labels.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "study.yaml").write_text(
+        "name: dealt\ntask: binary\nclasses: [normal, pneumonia]\npartition: {kind: iid, sites: 3}\n"
+    )
+    script = EXAMPLES / "deal_to_hospitals.py"
+    command = [sys.executable, script, "study.yaml", "data", "scans"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    study = Study.load(tmp_path / "study.yaml")
+    prepared = prepare_sites(study, open_source(study, tmp_path / "data"), tmp_path / "virtual", Machine())
+    seen: list[str] = []
+    for site, facts in prepared.sites.items():
+        with (tmp_path / "scans" / site / "labels.csv").open() as sheet:
+            dealt = list(csv.DictReader(sheet))
+        assert Counter(row["split"] for row in dealt) == facts["images"]
+        assert all((tmp_path / "scans" / site / row["file"]).is_file() for row in dealt)
+        seen += [row["file"] for row in dealt]
+    assert sorted(seen) == sorted(f"{number}.png" for number in range(60))
 
 
 @pytest.mark.slow
@@ -27,4 +63,7 @@ def test_simulate_in_python(tmp_path: Path) -> None:
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.name for path in EXAMPLES.iterdir() if path.suffix == ".py"} == {"simulate_in_python.py"}
+    assert {path.name for path in EXAMPLES.iterdir() if path.suffix == ".py"} == {
+        "deal_to_hospitals.py",
+        "simulate_in_python.py",
+    }
