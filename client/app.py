@@ -22,6 +22,7 @@ from torch import nn
 from client.evaluation import Scores, predict
 from client.memory import keep_freed_memory
 from client.site import VIEW_CACHE_BYTES, Site
+from client.stock import locate_by_config, permit
 from client.training import FitSeed, LocalFit
 from client.vault.view import ViewCache
 from common import protocol
@@ -35,6 +36,7 @@ from common.weights import Weights, all_finite, digest, restore, state_of
 logger = logging.getLogger("fedward.client")
 
 Locate = Callable[[Context], Path]
+Permit = Callable[[Path, Study], None]
 _OPEN_SITES = 128
 
 
@@ -135,14 +137,17 @@ def moments(request: protocol.MomentsRequest, site: Site, resident: Resident) ->
     return protocol.StatisticsReply(site.alias, request.task.round, sums.to_arrays(), time.perf_counter() - started)
 
 
-def handle(message: Message, locate: Callable[[], Path], resident: Resident) -> Message:
+def handle(message: Message, locate: Callable[[], Path], resident: Resident, permit: Permit | None = None) -> Message:
     """Answer one message. Whatever goes wrong leaves as a code; its text goes to this machine's log."""
     alias = "unknown"
     try:
         request = protocol.open_request(message)
         if isinstance(request, protocol.DeliveryRequest):
             raise ProtocolError("finished models come to the resident agent only; run `fedward site up`")
-        site = resident.site(locate())
+        directory = locate()
+        if permit is not None:
+            permit(directory, request.task.study)
+        site = resident.site(directory)
         alias = site.alias
         if site.config.threads and torch.get_num_threads() != site.config.threads:
             torch.set_num_threads(site.config.threads)
@@ -166,14 +171,14 @@ def handle(message: Message, locate: Callable[[], Path], resident: Resident) -> 
         return protocol.answer(protocol.Refusal(alias, "internal-error"), message)
 
 
-def make_app(locate: Locate, resident: Resident | None = None) -> ClientApp:
-    """A ClientApp whose sites ``locate`` finds from Flower's context."""
+def make_app(locate: Locate, resident: Resident | None = None, *, permit: Permit | None = None) -> ClientApp:
+    """A ClientApp whose sites ``locate`` finds from Flower's context, and ``permit`` lets work."""
     home = resident
 
     def answer(message: Message, context: Context) -> Message:
         nonlocal home
         home = home or Resident()
-        return handle(message, lambda: locate(context), home)
+        return handle(message, lambda: locate(context), home, permit)
 
     app = ClientApp()
     app.query("survey")(answer)
@@ -196,15 +201,4 @@ class Directories:
         return self._directories[index]
 
 
-def locate_by_config(context: Context) -> Path:
-    """Where stock Flower runs our app: ``site-dir`` in the node's configuration, or one of a run's virtual sites."""
-    if "site-dir" in context.node_config:
-        return Path(str(context.node_config["site-dir"]))
-    if "partition-id" not in context.node_config:
-        raise ProtocolError("this node has no site; start it with --node-config 'site-dir=\"DIR\"'")
-    named = context.run_config.get("run")
-    run = Path(str(named)) if named else Path.home() / ".fedward" / "runs" / str(context.run_id)
-    return run / "sites" / f"site-{int(context.node_config['partition-id']) + 1}"
-
-
-app = make_app(locate_by_config)
+app = make_app(locate_by_config, permit=permit)

@@ -43,6 +43,7 @@ device: null                  # auto, cpu or cuda:N; null: as site.yaml says
 gpu_share: 1.0                # of the GPU's memory, from 0 to 1; 0 trains on the CPU
 approvals_needed: [operator]  # any of data_manager, privacy_officer, operator; each must be another person
 expires_days: 180             # an approval's life
+stock_flower: false           # true: a stock flower-supernode may open this site, and nobody is asked (see the guides)
 approve_automatically: []     # e.g. [{coordinator: FINGERPRINT, classes: [normal, pneumonia], most_rounds: 50}]
 """
 """What a new site's policy says."""
@@ -237,6 +238,8 @@ class Policy(Limits):
     gpu_share: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     approvals_needed: Annotated[tuple[Role, ...], Field(min_length=1), AfterValidator(_each_once)] = ("operator",)
     expires_days: Annotated[int, Field(ge=1, le=3660)] = 180
+    stock_flower: bool = False
+    """Whether a stock SuperNode may open this site (:mod:`client.stock`)."""
     approve_automatically: tuple[AutomaticRule, ...] = ()
 
     @classmethod

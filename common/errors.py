@@ -125,6 +125,12 @@ class PolicyError(FedwardError):
     exit_code = 2
 
 
+class PolicyObjects(PolicyError):
+    """The site's policy does not allow this."""
+
+    code = "policy-objects"
+
+
 class ApprovalError(FedwardError):
     """A study cannot be approved, refused or withdrawn as asked."""
 

@@ -2,7 +2,7 @@
 
 Before the first round the ServerApp makes as many virtual hospitals as Flower has
 SuperNodes, from phantoms or from the ``data`` that the run configuration names; each node
-finds its hospital by partition id (``client.app.locate_by_config``).
+finds its hospital by partition id (``client.stock.locate_by_config``).
 """
 
 from __future__ import annotations

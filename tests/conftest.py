@@ -54,11 +54,14 @@ settings.load_profile("soak" if SOAK else "ci" if IN_CI else "dev")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Quick tests first, slow ones last; GPU tests only where a GPU is."""
-    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    """Quick tests first, slow ones last; GPU tests only where a GPU is, the full matrices only in ``make soak``."""
+    left_out = {item for item in items if item.get_closest_marker("soak")} if not SOAK else set()
+    gpu = {item for item in items if item.get_closest_marker("gpu")}
     if gpu and not _cuda_is_available():
-        config.hook.pytest_deselected(items=gpu)
-        items[:] = [item for item in items if item not in set(gpu)]
+        left_out |= gpu
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import client.app
-from client.app import Directories, Resident, handle, locate_by_config, make_app
+from client.app import Directories, Resident, handle, make_app
+from client.stock import locate_by_config
 from common import protocol
 from common.errors import FedwardError, VaultError
 from common.models import build
