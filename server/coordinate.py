@@ -17,9 +17,11 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
+from common.alerts import Board
 from common.errors import FedwardError, IdentityError, Interrupted, QuorumError
 from common.identity import Address
 from server.admission import Admission, admit
+from server.alerts import Lookout, ended
 from server.app import train
 from server.asking import Link, SignedRoster
 from server.courier import Courier
@@ -46,8 +48,12 @@ class Running:
         tick_s: float = TICK_S,
         patience_s: float = PATIENCE_S,
         pause_s: float = PAUSE_S,
+        send: Callable[[dict[str, Any]], None] = lambda told: None,
     ) -> None:
+        """``send``: where alerts go beside the log; it must not wait for anybody."""
         self._coordinator = coordinator
+        self._board = Board(f"coordinator of {coordinator.config.name}", send, clock=coordinator.clock)
+        self._lookout = Lookout(coordinator, self._board, time.time)
         self._tick_s, self._patience_s, self._pause_s = tick_s, patience_s, pause_s
         listen = Address.parse(coordinator.config.listen)
         self.fleet = Fleet(
@@ -96,7 +102,7 @@ class Running:
                         self._run = None
                     self._courier.close()
                     with suppress(FedwardError, OSError):
-                        self._tell(running=False)
+                        self._tell()
 
     def _try(self, what: str, step: Callable[[], None]) -> bool:
         """Whether ``step`` went well; what is wrong is logged when it changes."""
@@ -160,7 +166,7 @@ class Running:
                 self._run.stop.set()
             if self._run.alive:
                 return
-            self._run.settle()
+            self._settle(self._run)
             self._run = None
         for folder in all_runs(self._coordinator.runs):
             if folder.state == "queued":
@@ -169,6 +175,13 @@ class Running:
                     continue
                 self._run = _Run(self._coordinator, self.fleet, folder, self._admission(folder))
                 return
+
+    def _settle(self, run: _Run) -> None:
+        """Put on the disk how ``run`` ended, and tell of it."""
+        outcome = run.settle()
+        alert = ended(run.folder.name, outcome, quorum=run.quorum_lost) if outcome is not None else None
+        if alert is not None:
+            self._board.once(alert)
 
     def _admission(self, folder: RunFolder) -> Admission:
         return Admission(
@@ -183,7 +196,7 @@ class Running:
             program=version("fedward"),
         )
 
-    def _tell(self, *, running: bool = True) -> None:
+    def _tell(self) -> None:
         """``status.json``: not synced to the disk each second, but never half-written."""
         run = self._run
         sites = {
@@ -192,17 +205,18 @@ class Running:
                 "last_seen": status.last_seen,
                 "answer": run.admission.answers.get(alias, "") if run else "",
                 "program": run.admission.programs.get(alias, "") if run else "",
+                "until": run.admission.until.get(alias, 0) if run else 0,
             }
             for alias, status in self.fleet.nodes().items()
         }
-        told = {
+        told: dict[str, Any] = {
             "at": time.time(),
-            "process": os.getpid() if running else 0,
             "port": self.fleet.port,
             "sites": sites,
             "run": run.facts() if run else None,
             "refused": dict(self.fleet.refusals),
         }
+        told["alerts"] = self._lookout.look(told, self._trouble)
         path = self._coordinator.directory / STATUS
         partial = path.with_name(f".{STATUS}.new")
         partial.write_text(json.dumps(told), encoding="utf-8")
@@ -219,7 +233,8 @@ class _Run:
         self._coordinator, self._fleet = coordinator, fleet
         self._facts = folder.facts
         self._outcome: tuple[State, datetime, str] | None = None
-        self._last: dict[str, Any] = {}
+        self._aside: list[str] = []
+        self.quorum_lost = False
         self._thread = threading.Thread(target=self._work, name="fedward-run", daemon=True)
         self._thread.start()
 
@@ -236,16 +251,19 @@ class _Run:
         except FedwardError as error:
             logger.error("how run %s ended is not on the disk: %s", self.folder.name, error)
 
-    def settle(self) -> None:
-        """Put the outcome on the disk, once there is one. Raises :class:`RunError` where it is full: call again."""
-        if self._outcome is not None and self.folder.path.is_dir():
-            state, at, why = self._outcome
+    def settle(self) -> State | None:
+        """Put the outcome on the disk, once there is one; which. Raises :class:`RunError` where it is full."""
+        if self._outcome is None:
+            return None
+        state, at, why = self._outcome
+        if self.folder.path.is_dir():
             self.folder.turn(state, at, known=self._facts, why=why)
         self._outcome = None
+        return state
 
     def facts(self) -> dict[str, Any]:
         """For ``status``."""
-        return {"name": self.folder.name, **self._last}
+        return {"name": self.folder.name, **self.watch.facts(), "set_aside": list(self._aside)}
 
     def _turn(self, state: State, **facts: Any) -> None:
         self._facts = self.folder.turn(state, self._coordinator.clock(), known=self._facts, **facts)
@@ -289,6 +307,7 @@ class _Run:
             return ("stopped", "asked to") if folder.to_stop else ("interrupted", "shut down")
         except QuorumError as error:
             events.emit("alert", kind="quorum-lost", why=str(error))
+            self.quorum_lost = True
             raise
         finally:
             lines.close()
@@ -297,9 +316,5 @@ class _Run:
         self.stop.wait(seconds)
 
     def _remember(self, line: Mapping[str, Any]) -> None:
-        kept = ("round", "rounds", "train_loss", "val_auc", "val_loss", "bytes", "wall_s")
-        if line["event"] == "round":
-            self._last = {key: line.get(key) for key in kept}
-            self._last["absent"] = {
-                site: facts["status"] for site, facts in line["sites"].items() if facts["status"] != "ok"
-            }
+        if line["event"] == "set-aside":
+            self._aside.append(line["site"])

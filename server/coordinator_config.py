@@ -14,6 +14,7 @@ from common.files import write_atomically
 from common.identity import Address, read_file
 from common.identity.addresses import parse_host
 from common.identity.roster import Name
+from common.webhook import WebhookConfig
 
 CONFIG = "coordinator.yaml"
 _MOST_BYTES = 1 << 16
@@ -33,6 +34,8 @@ class CoordinatorConfig(BaseModel):
     """Further names and IP addresses under which sites reach it."""
     site_certificates: bool = False
     """Give each site a certificate too, for mutual TLS."""
+    webhook: WebhookConfig | None = None
+    """Where alerts go beside the log."""
 
     @field_validator("address", "listen")
     @classmethod

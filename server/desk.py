@@ -214,34 +214,49 @@ class _Site(BaseModel):
     last_seen: float | None
     answer: str
     program: str
+    until: int
+
+
+class _Closed(BaseModel):
+    answer: str
+    until: int
 
 
 class _Run(BaseModel):
     name: str
-    round: int | None = None
-    rounds: int | None = None
-    val_auc: float | None = None
-    absent: dict[str, str] = {}
+    phase: str = ""
+    round: int = 0
+    since: float = 0.0
+    deadline: float = 0.0
+    answered: list[str] = []
+    awaited: list[str] = []
+    waits: dict[str, _Closed] = {}
+    set_aside: list[str] = []
+
+
+class _Alert(BaseModel):
+    kind: str
+    about: str
+    level: Literal["info", "warning", "critical"]
+    text: str
+    since: str
 
 
 class _Status(BaseModel):
     at: float
-    process: int
     port: int
     sites: dict[str, _Site]
     run: _Run | None
     refused: dict[str, int]
+    alerts: list[_Alert]
 
 
 def read_status(directory: Path) -> dict[str, Any] | None:
     """What a running coordinator last told; ``None`` where none has run, or the file is damaged."""
     try:
-        text = (directory / STATUS).read_bytes()
-        _Status.model_validate_json(text)
-        found: dict[str, Any] = json.loads(text)
+        return _Status.model_validate_json((directory / STATUS).read_bytes()).model_dump()
     except (OSError, ValueError):
         return None
-    return found
 
 
 def _stamp(at: datetime) -> str:

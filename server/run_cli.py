@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +17,34 @@ from common.errors import IdentityError, RunError, StudyError
 from common.logs import log_to
 from common.study import Study
 from server.desk import EVENTS, RESUMABLE, UNFINISHED, RunFolder, all_runs, find_run, is_at_work, read_status
+from server.history import come_so_far
 from server.provision import Coordinator
 from server.receipts import DELIVERY, brought
 
-_ANSWERS = {
-    "": "",
-    "ready": "has approved",
-    "offline": "cannot be reached",
-    "approval-pending": "waits for its people's approval",
-    "approval-refused": "has refused",
-    "policy-objects": "its policy does not allow this study",
-    "study-withdrawn": "has withdrawn",
-    "study-expired": "its approval has expired",
-    "study-finished": "has its model already",
-    "site-paused": "is paused",
-    "outside-hours": "is closed at this hour",
-    "roster-changed": "asks its people about the new roster",
-    "no training images": "has no training images for this study",
-}
-_NOT_BROUGHT = {
-    "not yet": "has not come for its model yet",
-    "no answer": "did not answer when its model was brought; it is brought again",
-    "withdrawn": "withdrew, and gets no model",
-    "revoked": "is off the roster, and gets no model",
-    "model-refused": "refused the model; its log says why",
-}
+LOG = Path("logs", "coordinator.log")
+_FOLLOW_S = 0.5
 
 
 def up(directory: Path, *, resume: bool, patience_s: float) -> None:
+    from common.webhook import Webhook
     from server.coordinate import Running
 
     coordinator = Coordinator.open(directory)
     if is_at_work(directory):
         raise RunError(f"a coordinator is running in {directory} already; stop that one first")
-    log_to(directory / "logs" / "coordinator.log")
+    log_to(directory / LOG)
     for expiry in coordinator.expiring():
         logging.getLogger("fedward").warning("%s: %d days left; run `%s`", expiry.what, expiry.days, expiry.remedy)
+    webhook = Webhook(coordinator.config.webhook, directory) if coordinator.config.webhook else None
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    Running(coordinator, patience_s=patience_s).run(stop=stop, resume=resume)
+    try:
+        send = webhook.send if webhook else lambda told: None
+        Running(coordinator, patience_s=patience_s, send=send).run(stop=stop, resume=resume)
+    finally:
+        if webhook is not None:
+            webhook.close()
 
 
 def health(directory: Path) -> None:
@@ -113,12 +102,18 @@ def resume(name: str | None, directory: Path) -> None:
     print(f"{run.name} goes on from its last checkpoint" + ("" if alive else " when `up` runs"))
 
 
-def logs(name: str | None, directory: Path) -> None:
+def logs(name: str | None, directory: Path, *, coordinator: bool = False, follow: bool = False) -> None:
+    """A run's events, or with ``coordinator`` its own log; ``follow`` goes on until Ctrl-C."""
     runs = Coordinator.open(directory).runs
     states = ("queued", "waiting", "running", "finished", "failed", "stopped", "interrupted")
-    path = find_run(runs, name, *states).path / EVENTS  # type: ignore[arg-type]
+    path = directory / LOG if coordinator else find_run(runs, name, *states).path / EVENTS  # type: ignore[arg-type]
     if path.exists():
-        sys.stdout.write(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            shutil.copyfileobj(file, sys.stdout)
+            while follow:
+                sys.stdout.flush()
+                time.sleep(_FOLLOW_S)
+                shutil.copyfileobj(file, sys.stdout)
 
 
 def export(out: Path, name: str | None, directory: Path) -> None:
@@ -135,79 +130,72 @@ def export(out: Path, name: str | None, directory: Path) -> None:
 
 
 def status(directory: Path, *, as_json: bool) -> None:
-    coordinator = Coordinator.open(directory)
-    alive = is_at_work(directory)
-    told = (read_status(directory) or {}) if alive else {}  # what a dead one told of is over
-    active = frozenset(entry.alias for entry in coordinator.roster.active)
+    from server.situation import describe
+
+    facts = look(Coordinator.open(directory), time.time())
+    print(json.dumps(facts, ensure_ascii=False) if as_json else "\n".join(describe(facts, time.time())))
+
+
+def check(directory: Path) -> int:
+    """Print the alerts that hold; the exit code for monitoring: 0 none, 1 a warning, 2 something critical."""
+    facts = look(Coordinator.open(directory), time.time())
+    alerts = [(alert["level"], alert["text"]) for alert in facts["alerts"]]
+    if not facts["up"]:
+        alerts.insert(0, ("critical", "the coordinator is not running; start it with `fedward coordinator up`"))
+    elif facts["stale_s"] is not None:
+        alerts.insert(0, ("critical", "the coordinator has said nothing lately; look at its log and the disk"))
+    for level, text in alerts:
+        print(f"{level}: {text}")
+    if not alerts:
+        print("no alerts")
+    return max((("info", "warning", "critical").index(level) for level, _ in alerts), default=0)
+
+
+def look(coordinator: Coordinator, at: float) -> dict[str, Any]:
+    """Everything that ``status --json`` prints (docs/coordinator.md); ``at``: the time now, in seconds of the epoch."""
+    from common.alerts import expires
+    from server.health import STALE_S
+    from server.situation import next_steps
+
+    alive, roster = is_at_work(coordinator.directory), coordinator.roster
+    told = (read_status(coordinator.directory) or {}) if alive else {}  # what a dead one told of is over
+    age = at - told["at"] if told else 0.0
+    active = frozenset(entry.alias for entry in roster.active)
     runs = [_facts(run, active) for run in all_runs(coordinator.runs)]
-    expiries = {expiry.what: expiry.days for expiry in coordinator.expiries()}
-    if as_json:
-        print(json.dumps({"up": alive, **told, "runs": runs, "certificate_days": expiries}, ensure_ascii=False))
-        return
-    if not alive:
-        print("the coordinator is not running: start it with `fedward coordinator up`")
-    roster = coordinator.roster
-    print(f"{coordinator.config.name}: {len(roster.active)} sites, reached at {coordinator.config.address}")
-    for entry in roster.active:
-        site = _site(told.get("sites", {}).get(entry.alias)) if alive else "not seen while the coordinator is down"
-        print(f"  {entry.alias:<16} {site}")
-    said = [f"{run['name']}: {_run(run, told, _ahead(run, runs), alive=alive)}" for run in runs]
-    print("\n".join(said[-5:]), end="\n" if said else "")
-    for what, days in expiries.items():
-        if days <= 30:
-            print(f"certificate {what}: {days} days left")
-
-
-def _site(facts: dict[str, Any] | None) -> str:
-    if facts is None:
-        return "not seen"
-    seen = facts["last_seen"]
-    ago = "never seen" if seen is None else f"seen {max(0.0, time.time() - seen):.0f} s ago"
-    words = ["online" if facts["online"] else "offline", ago]
-    if facts["answer"]:
-        words.append(_ANSWERS.get(facts["answer"], facts["answer"]))
-    if facts["program"]:
-        words.append(f"fedward {facts['program']}")
-    return ", ".join(words)
+    unseen = {"online": False, "last_seen": None, "answer": "", "program": "", "until": 0}
+    expiries = coordinator.expiries()
+    alerts = told.get("alerts")
+    if alerts is None:
+        found = (expires(one.what, one.days, f"run `{one.remedy}`") for one in expiries)
+        alerts = [vars(alert) for alert in found if alert is not None]
+    facts: dict[str, Any] = {
+        "up": alive,
+        "stale_s": age if abs(age) > STALE_S else None,
+        "federation": coordinator.config.name,
+        "address": coordinator.config.address,
+        "program": version("fedward"),
+        "roster": {"version": roster.version, "hash": roster.hash},
+        "sites": {entry.alias: unseen | told.get("sites", {}).get(entry.alias, {}) for entry in roster.active},
+        "run": told.get("run"),
+        "runs": [{**run, "ahead": _ahead(run, runs)} for run in runs],
+        "refused": told.get("refused", {}),
+        "alerts": alerts,
+        "certificate_days": {expiry.what: expiry.days for expiry in expiries},
+    }
+    return {**facts, "next": list(next_steps(facts))}
 
 
 def _facts(run: RunFolder, active: frozenset[str]) -> dict[str, Any]:
     try:
         facts = {"name": run.name, **run.facts}
-        return facts | ({"delivery": brought(run, active)} if facts["state"] == "finished" else {})
     except RunError as error:
         return {"name": run.name, "state": "damaged", "why": str(error)}
+    delivery = {"delivery": brought(run, active)} if facts["state"] == "finished" else {}
+    return facts | come_so_far(run.path / EVENTS) | delivery
 
 
 def _ahead(run: dict[str, Any], runs: list[dict[str, Any]]) -> str:
     """The run that a queued one comes after; none for the next."""
     earlier = [other["name"] for other in runs if other["state"] == "queued" and other["name"] < run["name"]]
     active = [other["name"] for other in runs if other["state"] in UNFINISHED]
-    return str([*active, *earlier][-1]) if active or earlier else ""
-
-
-def _run(run: dict[str, Any], told: dict[str, Any], ahead: str, *, alive: bool) -> str:
-    live = told["run"] if told.get("run") and told["run"]["name"] == run["name"] else {}
-    if run["state"] in UNFINISHED and not alive:
-        return f"was {run['state']} when the coordinator ended; goes on with `fedward coordinator up --resume`"
-    if run["state"] == "queued" and ahead:
-        return f"queued, behind {ahead}"
-    if run["state"] == "waiting":
-        return f"waits for the sites' approval, hash {run['hash'][:12]}"
-    if run["state"] == "running":
-        where = (
-            f"round {live['round']} of {live.get('rounds')}" if live.get("round") else "the first round is on its way"
-        )
-        auc = f", validation AUC {live['val_auc']:.3f}" if live.get("val_auc") is not None else ""
-        lost = "".join(f"; {site}: {reason}" for site, reason in live.get("absent", {}).items())
-        return f"running, {where}{auc}{lost}"
-    why = f": {run['why']}" if run.get("why") else ""
-    return f"{run['state']}{why}{_delivery(run.get('delivery', {}))}"
-
-
-def _delivery(sites: dict[str, str]) -> str:
-    """Who has the finished model, and why the others have not."""
-    there = [site for site, answer in sites.items() if answer == "delivered"]
-    said = [f"its model is at {', '.join(there)}"] if there else []
-    said += [f"{site}: {_NOT_BROUGHT.get(answer, answer)}" for site, answer in sites.items() if site not in there]
-    return "".join(f"; {part}" for part in said)
+    return str([*active, *earlier][-1]) if run["state"] == "queued" and (active or earlier) else ""

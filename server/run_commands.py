@@ -43,10 +43,18 @@ def launch(
 
 
 @app.command()
-def status(directory: Directory = HERE, as_json: Json = False) -> None:
-    """Say what is going on: sites, approvals, the run and its round, certificates."""
+def status(
+    directory: Directory = HERE,
+    as_json: Json = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only the alerts; exit code 0 for none, 1 a warning, 2 something critical.")
+    ] = False,
+) -> None:
+    """Say what is going on: sites, approvals, the run and its round, alerts, and what to do next."""
     from server import run_cli
 
+    if check:
+        raise typer.Exit(run_cli.check(directory))
     run_cli.status(directory, as_json=as_json)
 
 
@@ -78,11 +86,13 @@ def resume(run: RunName = None, directory: Directory = HERE) -> None:
 def logs(
     run: RunName = None,
     directory: Directory = HERE,
+    coordinator: Annotated[bool, typer.Option("--coordinator", help="The coordinator's own log instead.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with what is added, until Ctrl-C.")] = False,
 ) -> None:
     """Print a run's events, one JSON object a line."""
     from server import run_cli
 
-    run_cli.logs(run, directory)
+    run_cli.logs(run, directory, coordinator=coordinator, follow=follow)
 
 
 @app.command()

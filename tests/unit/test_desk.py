@@ -88,7 +88,7 @@ def test_commands_in_the_wrong_order_say_what_comes_first(
     assert "it begins when `fedward coordinator up` runs" in capsys.readouterr().out
     run_cli.status(hub, as_json=False)
     told = capsys.readouterr().out
-    assert "not running: start it with `fedward coordinator up`" in told
+    assert "the coordinator is not running" in told
     assert "north            not seen while the coordinator is down" in told
     assert "-tiny: queued" in told
     with pytest.raises(RunError, match=r"-tiny \(queued\) has this study already: resume it, or rename"):
@@ -113,8 +113,8 @@ def test_what_a_dead_coordinator_told_is_not_shown(
     coordinator: Coordinator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     admitted(coordinator, tmp_path)
-    site = {"online": True, "last_seen": time.time(), "answer": "ready", "program": "1"}
-    told = {"at": time.time(), "process": 1, "port": 1, "sites": {"north": site}, "run": None, "refused": {}}
+    site = {"online": True, "last_seen": time.time(), "answer": "ready", "program": "1", "until": 0}
+    told = {"at": time.time(), "port": 1, "sites": {"north": site}, "run": None, "refused": {}, "alerts": []}
     (coordinator.directory / "status.json").write_text(json.dumps(told))
     first, second, third = (RunFolder.launch(coordinator.runs, named(name), Path(), AT) for name in "abc")
     run_cli.status(coordinator.directory, as_json=False)
