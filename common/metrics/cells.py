@@ -73,6 +73,19 @@ def blocks(position: Ints, patient: Ints, bins: int, k: int) -> tuple[Ints, Ints
     return low, high
 
 
+def placed(scored: Scored, bins: int, k: int) -> tuple[Ints, Ints]:
+    """First and last bin of the block in which each entry is released, both ``(N, C)``, as :func:`blocks` within each
+    class and sign. Entries without a label stay where they are."""
+    low, high = scored.position.copy(), scored.position.copy()
+    for sign in (scored.known & ~scored.positive, scored.positive):
+        for column in range(sign.shape[1]):
+            members = np.flatnonzero(sign[:, column])
+            low[members, column], high[members, column] = blocks(
+                scored.position[members, column], scored.patient[members], bins, k
+            )
+    return low, high
+
+
 def confusion(true: Ints, predicted: Ints, patient: Ints, classes: int, k: int) -> Ints:
     """Confusion matrix ``(C, C + 1)`` of images, ``[true, predicted]``; the last column is "not released".
 
@@ -81,15 +94,21 @@ def confusion(true: Ints, predicted: Ints, patient: Ints, classes: int, k: int) 
     """
     result = np.zeros((classes, classes + 1), dtype=np.int64)
     np.add.at(result, (true, predicted), 1)
-    if k == 1:
-        return result
-    for row in range(classes):
+    hidden = unreleased(true, predicted, patient, classes, k)
+    result[:, classes] = np.where(hidden, result[:, :classes], 0).sum(axis=1)
+    result[:, :classes][hidden] = 0
+    return result
+
+
+def unreleased(true: Ints, predicted: Ints, patient: Ints, classes: int, k: int) -> NDArray[np.bool_]:
+    """``(C, C)``: cells of the confusion matrix that move to the column "not released"."""
+    result = np.zeros((classes, classes), dtype=np.bool_)
+    for row in range(classes) if k > 1 else ():
         groups = {column: set(patient[(true == row) & (predicted == column)].tolist()) for column in range(classes)}
         hidden: set[int] = set()
         for column in sorted(groups, key=lambda column: (len(groups[column]), column)):
             members = groups[column]
             if members and (len(members) < k or 0 < len(hidden) < k):
                 hidden |= members
-                result[row, classes] += result[row, column]
-                result[row, column] = 0
+                result[row, column] = True
     return result

@@ -260,17 +260,11 @@ def roc(counts: Counts, column: int, points: int = 200) -> tuple[Floats, Floats]
 
 def _histograms(scored: Scored, layout: Layout, min_cell: int) -> tuple[Histogram, Histogram]:
     row, column = np.nonzero(scored.known)
-    group = column * 2 + scored.positive[row, column]
-    position = scored.position[row, column]
-    low = Histogram.of(group * layout.bins + position)
+    group = (column * 2 + scored.positive[row, column]) * layout.bins
+    low = Histogram.of(group + scored.position[row, column])
     if min_cell == 1:
         return low, low
-    first, last = position.copy(), position.copy()
-    for each in np.unique(group):
-        members = group == each
-        first[members], last[members] = cells.blocks(
-            position[members], scored.patient[row[members]], layout.bins, min_cell
-        )
+    first, last = (position[row, column] for position in cells.placed(scored, layout.bins, min_cell))
     if np.array_equal(first, last):
         return low, low
-    return Histogram.of(group * layout.bins + first), Histogram.of(group * layout.bins + last)
+    return Histogram.of(group + first), Histogram.of(group + last)

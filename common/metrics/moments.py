@@ -56,14 +56,16 @@ class Moments:
     ) -> Moments:
         """A site's sums; arguments as in :meth:`Counts.of`, which must have been given the same images.
 
-        ``min_cell``: a sum over 1 to k - 1 patients is withheld.
+        ``min_cell``: a sum over 1 to k - 1 patients is withheld, and what each patient adds to one follows from the
+        blocks and cells that :class:`Counts` releases, not from the scores: a coordinator chooses the reference, and
+        could choose one by which all but one patient of a sum add nothing.
         Raises :class:`DataError`, :class:`ModelError` as there.
         """
         layout = reference.counts.layout
         scored = Scored.of(scores, targets, patients, layout)
         if min_cell > 1:
             scored, _ = cells.withhold(scored, layout.task, min_cell)
-        tally, above, below = _per_patient(scored, reference)
+        tally, above, below = _per_patient(scored, reference, min_cell)
         influence, support = _influences(tally, reference)
         parts, positive_or_negative = _placements(tally, above, below, reference)
         auc = parts.sum(axis=2)
@@ -132,19 +134,22 @@ class Moments:
         return cls(layout, squares, auc_parts, support, withheld, patients)
 
 
-def _per_patient(scored: Scored, reference: Reference) -> tuple[Tally, Floats, Floats]:
+def _per_patient(scored: Scored, reference: Reference, min_cell: int) -> tuple[Tally, Floats, Floats]:
     """Sums ``(patients, C)`` over each patient's images: confusion counts and placements.
 
     A positive image's placement is the share of all negatives it scores above, a negative's the share of
-    all positives that score above it; ties count a half.
+    all positives that score above it; ties count a half. Under the small-cell rule images stand where
+    :attr:`Reference.auc` has them, at the first bin of their block, and are predicted as
+    :attr:`Reference.tallies` has them at their worst.
     """
     positive, negative = scored.positive, scored.known & ~scored.positive
-    if reference.counts.layout.task == "multiclass":
-        predicted = np.zeros(positive.shape, dtype=np.bool_)
-        predicted[np.arange(len(positive)), scored.scores.argmax(axis=1)] = True
+    layout = reference.counts.layout
+    low, high = cells.placed(scored, layout.bins, min_cell) if min_cell > 1 else (scored.position, scored.position)
+    if layout.task == "multiclass":
+        predicted = _predicted(scored, min_cell)
     else:
-        predicted = scored.position >= reference.thresholds.position
-    share = reference.below(scored.position)
+        predicted = np.where(positive, low, high) >= reference.thresholds.position
+    share = reference.below(low)
     images = np.stack(
         [
             positive & predicted,
@@ -159,6 +164,18 @@ def _per_patient(scored: Scored, reference: Reference) -> tuple[Tally, Floats, F
     starts = np.flatnonzero(np.diff(scored.patient[order], prepend=-1))
     sums = np.add.reduceat(images[:, order], starts, axis=1) if len(order) else images
     return Tally(*sums[:4]), sums[4], sums[5]
+
+
+def _predicted(scored: Scored, min_cell: int) -> NDArray[np.bool_]:
+    """``(N, C)`` by argmax; an image of a cell that is not released is taken for every class but its own."""
+    best = scored.scores.argmax(axis=1)
+    classes = scored.positive.shape[1]
+    predicted = np.eye(classes, dtype=np.bool_)[best]
+    rows = np.flatnonzero(scored.known.any(axis=1))
+    true = scored.positive[rows].argmax(axis=1)
+    hidden = cells.unreleased(true, best[rows], scored.patient[rows], classes, min_cell)[true, best[rows]]
+    predicted[rows[hidden]] = ~scored.positive[rows[hidden]]
+    return predicted
 
 
 def _influences(tally: Tally, reference: Reference) -> tuple[Floats, NDArray[np.bool_]]:

@@ -494,7 +494,41 @@ def test_coarse_counts_give_bounds_that_hold_the_truth() -> None:
         same(coarse, Counts.from_arrays(coarse.to_arrays(), layout))
 
 
-def test_sums_over_too_few_patients_are_withheld() -> None:
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_no_reference_singles_a_patient_out(task: str) -> None:
+    """A coordinator that sends a threshold and a reference of its own choice, again and again, learns nothing of where
+    one patient stands within the block, or the cell, that was released."""
+    bins, classes = 64, 1 if task == "binary" else 3
+    targets = np.zeros((60, classes))
+    targets[np.arange(60), 0 if classes == 1 else np.arange(60) % 3] = 1.0
+    if classes == 1:
+        targets[::2] = 0.0
+    layout = Layout(task, classes, bins)  # type: ignore[arg-type]
+    found: dict[int, set[bytes]] = {1: set(), 10: set()}
+    for place in (0.7, 0.8, 0.95):
+        scores = np.full((60, classes), 0.55) if classes == 1 else targets * 0.6 + 0.1
+        if classes == 1:
+            scores[1] = place
+        else:
+            scores[1] = {0.7: [0.7, 0.2, 0.1], 0.8: [0.2, 0.1, 0.7], 0.95: [0.6, 0.1, 0.3]}[place]
+        made_up = Counts.of(
+            np.repeat(np.eye(classes) if classes > 1 else [[0.0], [1.0]], 500, axis=0),
+            np.repeat(np.eye(classes) if classes > 1 else [[1.0], [0.0]], 500, axis=0),
+            np.arange(500 * max(classes, 2)), np.zeros(500 * max(classes, 2)), layout,
+        )  # fmt: skip
+        for k in found:
+            answers = b""
+            for edge in range(bins + 1) if classes == 1 else [0]:
+                position = np.full(1, edge) if classes == 1 else np.zeros(0, np.int64)
+                reference = Reference(made_up, Thresholds(position, np.ones(len(position), np.bool_), bins))
+                sums = Moments.of(scores, targets, np.arange(60), reference, min_cell=k).to_arrays()
+                answers += b"".join(sums[name].tobytes() for name in sorted(sums))
+            found[k].add(answers)
+    assert len(found[1]) > 1, "without the rule a place shows"
+    assert len(found[10]) == 1
+
+
+def test_sums_are_over_blocks_and_never_over_few_patients() -> None:
     targets = (np.arange(20) % 2).astype(float)[:, None]
     scores = np.where(np.arange(20) < 3, 0.9, 0.1 + 0.01 * np.arange(20))[:, None]
     layout = Layout("binary", 1, 256)
@@ -504,14 +538,9 @@ def test_sums_over_too_few_patients_are_withheld() -> None:
     safe = Moments.of(scores, targets, np.arange(20), reference, min_cell=5)
     precision = METRICS.index("precision")
     assert free.support[precision, 0] == 3 and free.squares[precision, 0] > 0
-    assert safe.support[precision, 0] == safe.squares[precision, 0] == 0
-    assert safe.withheld.sum() == safe.withheld[precision].sum() == 2  # the class, and the mean over classes
-    rest = np.arange(7) != precision
-    np.testing.assert_array_equal(safe.squares[rest], free.squares[rest])
+    assert safe.support[precision, 0] == 10, "of all negatives, as their block is released at its worst"
+    assert not safe.withheld.any()
     same(safe, Moments.from_arrays(safe.to_arrays(), layout))
-    found = summarise(reference, safe).overall
-    assert found["precision"].value == pytest.approx(1 / 3) and found["precision"].low is None
-    assert found["accuracy"].low is not None
 
 
 # -- what a hostile sender may send ------------------------------------------------------
