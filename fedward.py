@@ -19,6 +19,7 @@ from client.agent_commands import app as agent_app
 from client.commands import app as site_app
 from client.join_commands import app as join_app
 from client.model_commands import app as model_app
+from client.person_commands import app as person_app
 from client.study_commands import app as decide_app
 from server.commands import app as coordinator_app
 from server.run_commands import app as run_app
@@ -36,7 +37,13 @@ app = typer.Typer(
 )
 study_app = typer.Typer(help="Check and describe study files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(study_app, name="study")
-for _part in (join_app, decide_app, model_app, agent_app):  # without a name: their commands become those of `site`
+for _part in (
+    join_app,
+    decide_app,
+    person_app,
+    model_app,
+    agent_app,
+):  # without a name: their commands become those of `site`
     site_app.add_typer(_part)
 coordinator_app.add_typer(run_app)
 app.add_typer(site_app, name="site")

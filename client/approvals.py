@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from sqlite3 import Connection
@@ -16,8 +17,11 @@ from typing import Literal, get_args
 
 from client.home import Home
 from client.judgement import OVER, Decision, Federation, Now, Pause, Record, Verdict, judge, judge_delivery, standing
+from client.logged import EVENTS, Logged, read
+from client.people import Person, content, decode, known
 from client.policy import POLICY_FILE, Policy, PolicyFile, Role
 from client.replies import Database
+from client.signing import Statement, approval, opened
 from common.errors import ApprovalError, PolicyError
 from common.study import Study
 
@@ -28,28 +32,28 @@ MOST_UNDECIDED = 32
 """Studies that wait for a decision; a coordinator that asks for more loses its oldest. And the most that are taken
 down within a day: each is a line of the audit log, which a coordinator must not be able to fill a disk with."""
 SHORTEST_PREFIX = 6
-EVENTS = {
-    "approve": "study-approved",
-    "refuse": "study-refused",
-    "withdraw": "study-withdrawn",
-    "finish": "study-finished",
-}
-"""What the audit log calls each kind of decision."""
-
 _TABLES = (
     "CREATE TABLE study (id INTEGER PRIMARY KEY AUTOINCREMENT, hash TEXT NOT NULL UNIQUE, text TEXT NOT NULL, "
     "asked TEXT NOT NULL, federation TEXT NOT NULL)",
     "CREATE TABLE decision (id INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT NOT NULL REFERENCES study (hash), "
     "kind TEXT NOT NULL, at TEXT NOT NULL, role TEXT NOT NULL, person TEXT NOT NULL, why TEXT NOT NULL, "
-    "rule INTEGER NOT NULL, federation TEXT NOT NULL)",
+    "rule INTEGER NOT NULL, federation TEXT NOT NULL, signed TEXT NOT NULL DEFAULT '')",
     "CREATE TABLE pause (one INTEGER PRIMARY KEY CHECK (one = 1), at TEXT NOT NULL, person TEXT NOT NULL, "
     "why TEXT NOT NULL)",
 )
+_UPGRADES = ("ALTER TABLE decision ADD COLUMN signed TEXT NOT NULL DEFAULT ''",)
+_CLOCKS_DIFFER = timedelta(minutes=5)
 
 
 @dataclass
 class _Cache:
     state: tuple[int, ...] = ()
+    listed: bytes | None = b""
+    """``people.json``; ``None`` where it cannot be read."""
+    people: tuple[Person, ...] | PolicyError = ()
+    decided: tuple[int, int | None] | None = None
+    """How many decisions there are, and the last one's number."""
+    logged: Logged = field(default_factory=Logged)
     pause: Pause | None = None
     records: dict[str, Record | None] = field(default_factory=dict)
 
@@ -60,7 +64,7 @@ class Approvals:
     def __init__(self, home: Home) -> None:
         """Nothing is opened yet. Later failures are :class:`~client.replies.StoreError`."""
         self._home = home
-        self._database = Database(home.directory / APPROVALS_FILE, _TABLES)
+        self._database = Database(home.directory / APPROVALS_FILE, _TABLES, upgrades=_UPGRADES)
         self._policy = PolicyFile(home.directory / POLICY_FILE)
         self._cache = _Cache()
 
@@ -75,21 +79,21 @@ class Approvals:
             if record is None and self._asked_lately() >= MOST_UNDECIDED:
                 return Verdict("too-many", f"{MOST_UNDECIDED} studies were asked for within a day; try again tomorrow")
             record = self._remember(study, federation)
-        now = self._now(federation, cache.pause)
+        now = self._now(federation)
         verdict = judge(study, record, now)
         if verdict.state == "pending" and not record.decisions and isinstance(now.policy, Policy):
             rule = now.policy.automatic(study, federation.coordinator)
             if rule is not None:
                 decision = Decision("approve", now.at, "rule", f"rule {rule} of {POLICY_FILE}", federation, rule=rule)
-                verdict = judge(study, self._decide(study.hash, decision), now)
+                verdict = judge(study, self._decide(study.hash, decision), self._now(federation))
         return verdict
 
     def delivery(self, study: Study, federation: Federation) -> str | None:
         """The code to refuse the study's finished model with, now; ``None`` for one that may come."""
-        pause = self._fresh().pause
         with self._database.transaction("DEFERRED") as connection:
             record = _record(connection, study.hash)
-        return judge_delivery(study, record, self._now(federation, pause))
+        now = replace(self._now(federation), logged=self._fresh().logged.until_finish)
+        return judge_delivery(study, record, now)
 
     def finish(self, study: str, federation: Federation) -> None:
         """The study's model is here: its approvals end. Called again, nothing."""
@@ -131,37 +135,87 @@ class Approvals:
 
     def verdict(self, record: Record) -> Verdict:
         """On the study and roster of ``record``, now."""
-        return judge(record.study, record, self._now(record.federation, self._fresh().pause))
+        return judge(record.study, record, self._now(record.federation))
 
     def policy(self) -> Policy | PolicyError:
         """The site's policy now, or why there is none."""
         return self._policy.now()
 
-    def approve(self, record: Record, *, role: str, by: str) -> Verdict:
+    def statement(self, record: Record, *, role: str, by: str) -> Statement:
+        """What ``by`` signs to approve ``record`` now. Raises :class:`ApprovalError`."""
+        try:
+            return approval(
+                record.hash,
+                self._home.config.alias,
+                record.federation,
+                role=role,
+                by=_person(by),
+                at=self._home.clock(),
+            )
+        except ValueError:
+            raise ApprovalError(f"an approval is given as one of {', '.join(ROLES)}") from None
+
+    def approve(self, record: Record, *, role: str = "", by: str = "", signed: bytes = b"") -> Verdict:
         """Approve ``record``, with the roster that stands in it: what was shown, though another may have come since.
 
-        Raises :class:`ApprovalError` where that would not count: a study that the policy objects to or that expired, a
-        role that the policy does not ask for, one person in two roles.
+        ``signed``: a signed :meth:`statement`, which says role and person. Raises :class:`ApprovalError` where the
+        approval would not count: a study that the policy objects to or that expired, a role that the policy does not
+        ask for, one person in two roles, a signature that is missing, wrong, or not for this.
         """
         policy, at, study = self.policy(), self._home.clock(), record.study
         if isinstance(policy, PolicyError):
             raise policy
+        before = self.find(record.hash).decisions
+        decision = (
+            self._of_paper(record, signed, before, at)
+            if signed
+            else Decision("approve", at, role, _person(by), record.federation)
+        )
+        role, by = decision.role, decision.by
         if role not in policy.approvals_needed:
-            needed = " and ".join(policy.approvals_needed)
+            needed = " and ".join(dict.fromkeys(policy.approvals_needed))
             raise ApprovalError(
                 f"{POLICY_FILE} asks for approvals as {needed}; one as {role[:40]} would count for nothing"
             )
-        decision = Decision("approve", at, role, _person(by), record.federation)
+        if role in policy.signed_approvals and not signed:
+            raise ApprovalError(f"{POLICY_FILE} asks for a signature as {role}; add --key with your personal key")
         alone = judge(
             study, Record(record.hash, record.text, at, record.federation), Now(record.federation, policy, at)
         )
         if alone.state in ("objected", "expired"):
             raise ApprovalError(f"{alone.why}; ask the coordinator for another study, or change {POLICY_FILE}")
-        given = reversed(standing(self.find(record.hash).decisions)[1])
-        other = next((one for one in given if one.by.casefold() == decision.by.casefold()), None)
+        given = reversed(standing(before)[1])
+        other = next((one for one in given if one.by.casefold() == by.casefold()), None)
         if other is not None and other.role != role:
             raise ApprovalError(f"{by} has approved it as {other.role}; somebody else must as {role}")
         return self._verdict_after(record, decision)
+
+    def _of_paper(self, record: Record, signed: bytes, before: Sequence[Decision], now: datetime) -> Decision:
+        """The decision that a signed statement is. Raises :class:`ApprovalError` for one that would not count."""
+        text = signed.decode("utf-8", "replace")
+        found = opened(text)
+        if found is None:
+            raise ApprovalError("this is no signed decision, or it was altered since; let it be signed again")
+        paper, key = found
+        people = self._now(record.federation).people
+        if isinstance(people, PolicyError):
+            raise people
+        person = next((one for one in people if one.public_key == key), None)
+        if person is None:
+            raise ApprovalError(
+                f"nobody here signs with the key {key.fingerprint}; `fedward site person add` registers a person's"
+            )
+        decision = Decision("approve", paper.at, paper.role, paper.by, record.federation, signed=text)
+        if paper != approval(record.hash, self._home.config.alias, record.federation, **decision.who):
+            raise ApprovalError("this was signed for another study, site or roster than stand here now; sign anew")
+        if person.name != paper.by or paper.role not in person.roles:
+            raise ApprovalError(f"the key is {person.name}'s, who signs as {', '.join(person.roles)} only")
+        stop, _ = standing(before)
+        if stop is not None and paper.at <= stop.at:
+            raise ApprovalError("this was signed before the study was stopped here; sign anew")
+        if paper.at > now + _CLOCKS_DIFFER:
+            raise ApprovalError("this was signed in the future; set the clock of the machine where it was signed")
+        return decision
 
     def refuse(self, record: Record, *, by: str, why: str) -> Verdict:
         """Refuse the study. Raises :class:`ApprovalError` without a reason."""
@@ -203,19 +257,38 @@ class Approvals:
 
     def _verdict_after(self, record: Record, decision: Decision) -> Verdict:
         after = self._decide(record.hash, decision)
-        return judge(after.study, after, self._now(after.federation, self._fresh().pause))
+        return judge(after.study, after, self._now(after.federation))
 
-    def _now(self, federation: Federation, pause: Pause | None) -> Now:
-        return Now(federation, self._policy.now(), self._home.clock(), pause)
+    def _now(self, federation: Federation) -> Now:
+        cache = self._fresh()
+        return Now(
+            federation,
+            self._policy.now(),
+            self._home.clock(),
+            cache.pause,
+            self._home.config.alias,
+            cache.people if isinstance(cache.people, PolicyError) else known(cache.people, cache.logged.people),
+            cache.logged.standing,
+        )
 
     def _fresh(self) -> _Cache:
-        """What is known, emptied when anybody has changed the file."""
-        state = self._database.state()
-        if state != self._cache.state:
+        """What is known, read anew when anybody has changed the file, or who may sign."""
+        state, cache = self._database.state(), self._cache
+        people: tuple[Person, ...] | PolicyError
+        try:
+            listed = content(self._home)
+            people = cache.people if listed == cache.listed else decode(listed)
+        except PolicyError as error:
+            listed, people = None, error
+        if state != cache.state or listed != cache.listed:
             with self._database.transaction("DEFERRED") as connection:
                 found = connection.execute("SELECT at, person, why FROM pause").fetchone()
+                decided = connection.execute("SELECT count(*), max(id) FROM decision").fetchone()
             pause = None if found is None else Pause(datetime.fromisoformat(found[0]), found[1], found[2])
-            self._cache = _Cache(state, pause)
+            # The whole log is read when it says more of decisions, not whenever a study is asked for.
+            same = (decided, listed) == (cache.decided, cache.listed)
+            logged = cache.logged if same else read(self._home.audit.entries())
+            self._cache = _Cache(state, listed, people, decided, logged, pause)
         return self._cache
 
     def _asked_lately(self) -> int:
@@ -228,9 +301,9 @@ class Approvals:
     def _remember(self, study: Study, federation: Federation) -> Record:
         at = self._home.clock()
         with self._database.transaction() as connection:
-            known = _record(connection, study.hash)
-            if known is not None and known.federation == federation:
-                return known
+            present = _record(connection, study.hash)
+            if present is not None and present.federation == federation:
+                return present
             connection.execute(
                 "INSERT INTO study (hash, text, asked, federation) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (hash) DO UPDATE SET federation = excluded.federation",
@@ -242,7 +315,7 @@ class Approvals:
                 (MOST_UNDECIDED,),
             )
             facts = {"study": study.hash, "name": study.name, **federation.facts()}
-            self._home.audit.append("study-asked" if known is None else "study-asked-with-new-roster", facts, at)
+            self._home.audit.append("study-asked" if present is None else "study-asked-with-new-roster", facts, at)
             record = _record(connection, study.hash)
         assert record is not None
         return record
@@ -251,11 +324,11 @@ class Approvals:
         """Write a decision down. The audit log first: a kill between the two leaves no approval without its entry."""
         with self._database.transaction() as connection:
             connection.execute(
-                "INSERT INTO decision (study, kind, at, role, person, why, rule, federation) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO decision (study, kind, at, role, person, why, rule, federation, signed) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(study, decision.kind, decision.at.isoformat(), decision.role, decision.by, decision.why),
-                    *(decision.rule, _text(decision.federation)),
+                    *(decision.rule, _text(decision.federation), decision.signed),
                 ),
             )
             record = _record(connection, study)
@@ -269,10 +342,10 @@ def _record(connection: Connection, study: str) -> Record | None:
     found = connection.execute("SELECT text, asked, federation FROM study WHERE hash = ?", (study,)).fetchone()
     if found is None:
         return None
-    query = "SELECT kind, at, role, person, federation, why, rule FROM decision WHERE study = ? ORDER BY id"
+    query = "SELECT kind, at, role, person, federation, why, rule, signed FROM decision WHERE study = ? ORDER BY id"
     decisions = tuple(
-        Decision(kind, datetime.fromisoformat(at), role, by, _federation(seen), why, rule)
-        for kind, at, role, by, seen, why, rule in connection.execute(query, (study,))
+        Decision(kind, datetime.fromisoformat(at), role, by, _federation(seen), why, rule, signed)
+        for kind, at, role, by, seen, why, rule, signed in connection.execute(query, (study,))
     )
     return Record(study, found[0], datetime.fromisoformat(found[1]), _federation(found[2]), decisions)
 

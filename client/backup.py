@@ -31,6 +31,7 @@ FORMAT = 1
 _CHUNK = 2**20
 _OPTIONAL = (
     "policy.yaml",
+    "people.json",
     "ledger.sqlite",
     *(f"federation/{name}" for name in ("kit.json", "roster.json", "confirmed.json", "ca.crt", "request.json")),
 )

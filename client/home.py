@@ -6,6 +6,7 @@
     vault.sqlite    the encrypted images                audit.jsonl    what was done, hash-chained
     keys/           key files, where a file: key is used
     state/          the site's memory of its vault      reports/       what imports left: readiness, refusals
+    people.json     who may sign approvals              models/        finished models that coordinators have brought
 """
 
 from __future__ import annotations

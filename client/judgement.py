@@ -7,15 +7,22 @@ the next message of a study that is at work.
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import product
 from typing import Any, Literal
 
-from client.policy import POLICY_FILE, Objection, Policy
+from client import signing
+from client.logged import Line
+from client.people import Person
+from client.policy import POLICY_FILE, Objection, Policy, Role
 from common.errors import PolicyError
 from common.study import Study
+
+_MOST_SIGNED = 1 << 14
 
 State = Literal[
     "approved",
@@ -71,11 +78,7 @@ class Federation:
 
 @dataclass(frozen=True)
 class Decision:
-    """What somebody, or a rule of the policy, decided.
-
-    Recorded in the audit log, on this machine's word. Signatures by personal keys are not made: whoever may write to
-    the site's directory may write a decision. :meth:`facts` is what such a signature would cover.
-    """
+    """What somebody, or a rule of the policy, decided; recorded in the audit log."""
 
     kind: Literal["approve", "refuse", "withdraw", "finish"]
     """``finish``: nobody's decision; the study's model came, and its approvals have ended with it."""
@@ -86,10 +89,26 @@ class Decision:
     why: str = ""
     rule: int = 0
     """Number of the policy's rule that approved automatically; 0 where a person decided."""
+    signed: str = ""
+    """The same as a signed document (``client.signing``); empty where it is on this machine's word."""
+
+    def line(self, study: str) -> Line:
+        """As the audit log has it."""
+        return study, self.role, self.by, self.at.isoformat(timespec="seconds")
+
+    @property
+    def who(self) -> dict[str, Any]:
+        """Role, person, moment."""
+        return {"role": self.role, "by": self.by, "at": self.at}
 
     def facts(self, study: str) -> dict[str, Any]:
         """For the audit log: who, in which role, what, for which study and roster, and why."""
         kept = {"study": study, "role": self.role, "by": self.by, "why": self.why, "rule": self.rule}
+        if (
+            self.signed
+        ):  # itself, so that the log alone proves who approved; a huge federation's is too long for an entry
+            whole = len(self.signed) <= _MOST_SIGNED
+            kept["signed"] = self.signed if whole else hashlib.sha256(self.signed.encode()).hexdigest()
         return {**kept, **self.federation.facts()}
 
 
@@ -129,7 +148,7 @@ class Verdict:
     why: str
     """In words, for this site's people."""
     objections: tuple[Objection, ...] = ()
-    missing: tuple[str, ...] = ()
+    missing: tuple[Role, ...] = ()
     """Roles that have yet to approve."""
     until: datetime | None = None
     """When an approval that holds ends."""
@@ -150,6 +169,12 @@ class Now:
     policy: Policy | PolicyError
     at: datetime
     pause: Pause | None = None
+    site: str = ""
+    """This site's alias."""
+    people: tuple[Person, ...] | PolicyError = ()
+    """Whose signatures count."""
+    logged: frozenset[Line] | None = None
+    """The approvals that the audit log knows of; ``None``: it is not asked."""
 
 
 def judge(study: Study, record: Record | None, now: Now) -> Verdict:
@@ -160,8 +185,9 @@ def judge(study: Study, record: Record | None, now: Now) -> Verdict:
     if isinstance(policy, PolicyError):
         return Verdict("objected", str(policy), (Objection(policy.code, POLICY_FILE, str(policy)),))
     stop, given = standing(record.decisions if record is not None and record.hash == study.hash else ())
-    if policy.automatic(study, now.federation.coordinator) is None:
-        given = [one for one in given if not one.rule]
+    if policy.signed_approvals and isinstance(now.people, PolicyError):
+        return Verdict("objected", str(now.people), (Objection(now.people.code, "signed_approvals", str(now.people)),))
+    given = [one for one in given if _counts(one, study, policy, stop, now)]
     complete = _complete(given, policy.approvals_needed) is not None
     if stop is not None and not complete:
         if stop.kind == "finish":
@@ -175,6 +201,19 @@ def judge(study: Study, record: Record | None, now: Now) -> Verdict:
     if objections:
         return Verdict("objected", objections[0].text, objections)
     return _of_approvals(given, complete, policy, now)
+
+
+def _counts(one: Decision, study: Study, policy: Policy, stop: Decision | None, now: Now) -> bool:
+    """Whether an approval is one: on record, in force, and signed where that is asked for."""
+    if now.logged is not None and one.line(study.hash) not in now.logged:
+        return False
+    if one.rule:
+        return policy.automatic(study, now.federation.coordinator) is not None
+    if not one.signed:
+        return one.role not in policy.signed_approvals
+    if isinstance(now.people, PolicyError) or (stop is not None and one.at <= stop.at):
+        return False  # signed before the study was stopped, and brought again
+    return signing.genuine(one.signed, signing.approval(study.hash, now.site, one.federation, **one.who), now.people)
 
 
 def judge_delivery(study: Study, record: Record | None, now: Now) -> str | None:
@@ -206,8 +245,19 @@ def _of_approvals(given: Sequence[Decision], complete: bool, policy: Policy, now
         return Verdict("expired", f"its approval is older than {policy.expires_days} days; approve it anew")
     if complete:
         return Verdict("roster-changed", "a site was added or has a new key since it was approved; approve it anew")
-    missing = tuple(role for role in needed if role not in {one.role for one in given})
-    return Verdict("pending", f"waits for an approval as {' and as '.join(missing or needed)}", missing=missing)
+    people = {(one.role, one.by.casefold()) for one in given}
+    left = {role: count - sum(role == held for held, _ in people) for role, count in Counter(needed).items()}
+    missing = tuple(role for role, count in left.items() for _ in range(count))
+    return Verdict("pending", f"waits for an approval as {_roles(missing or needed, policy)}", missing=missing)
+
+
+def _roles(roles: Sequence[Role], policy: Policy) -> str:
+    """``operator and as privacy_officer, signed, by 2 people``."""
+    words = []
+    for role, count in Counter(roles).items():
+        signed = ", signed" if role in policy.signed_approvals else ""
+        words.append(f"{role}{signed}" + (f", by {count} people" if count > 1 else ""))
+    return " and as ".join(words)
 
 
 def _complete(approvals: Iterable[Decision], needed: Sequence[str]) -> datetime | None:

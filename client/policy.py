@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from common import findings, strict_yaml
 from common.errors import PolicyError
@@ -22,6 +22,7 @@ from common.study import MODELS, STRATEGIES, Study, Task
 from common.study_parts import Part
 
 POLICY_FILE = "policy.yaml"
+MOST_OF_A_ROLE = 3
 
 TEMPLATE = """\
 # What this site allows a study to do. A study that asks for more is refused, and its coordinator is told which
@@ -41,7 +42,9 @@ minimum_privacy: null         # e.g. {unit: patient, epsilon: 8.0, delta: 1.0e-5
 opening_hours: null           # e.g. "19:00-07:00", or ["Mon-Fri 19:00-07:00", "Sat,Sun 00:00-24:00"]
 device: null                  # auto, cpu or cuda:N; null: as site.yaml says
 gpu_share: 1.0                # of the GPU's memory, from 0 to 1; 0 trains on the CPU
-approvals_needed: [operator]  # any of data_manager, privacy_officer, operator; each must be another person
+approvals_needed: [operator]  # any of data_manager, privacy_officer, operator; each another person; or with numbers:
+                              # {privacy_officer: 2, operator: 1}
+signed_approvals: []          # e.g. [privacy_officer]: these count only with a personal key (`fedward site person`)
 expires_days: 180             # an approval's life
 stock_flower: false           # true: a stock flower-supernode may open this site, and nobody is asked (see the guides)
 approve_automatically: []     # e.g. [{coordinator: FINGERPRINT, classes: [normal, pneumonia], most_rounds: 50}]
@@ -144,6 +147,15 @@ def _each_once(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return value
 
 
+def _counted(value: Any) -> Any:
+    """``{operator: 2}`` as ``(operator, operator)``; a list as it is, each once."""
+    if isinstance(value, dict):
+        if not all(type(count) is int and 1 <= count <= MOST_OF_A_ROLE for count in value.values()):
+            raise ValueError(f"a role's number of approvals is a whole number from 1 to {MOST_OF_A_ROLE}")
+        return tuple(role for role, count in value.items() for _ in range(count))
+    return _each_once(tuple(value)) if isinstance(value, list) else value
+
+
 def _installed(known: Sequence[str], group: str) -> AfterValidator:
     """Names that this site has: a misspelt one would allow nothing without saying so."""
 
@@ -236,11 +248,21 @@ class Policy(Limits):
     opening_hours: Annotated[tuple[str, ...] | None, BeforeValidator(_one_or_many), AfterValidator(_readable)] = None
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] | None = None
     gpu_share: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
-    approvals_needed: Annotated[tuple[Role, ...], Field(min_length=1), AfterValidator(_each_once)] = ("operator",)
+    approvals_needed: Annotated[tuple[Role, ...], Field(min_length=1), BeforeValidator(_counted)] = ("operator",)
+    """A role as often as approvals are needed in it."""
+    signed_approvals: Annotated[tuple[Role, ...], AfterValidator(_each_once)] = ()
+    """Roles in which an approval counts only with the signature of a personal key."""
     expires_days: Annotated[int, Field(ge=1, le=3660)] = 180
     stock_flower: bool = False
     """Whether a stock SuperNode may open this site (:mod:`client.stock`)."""
     approve_automatically: tuple[AutomaticRule, ...] = ()
+
+    @model_validator(mode="after")
+    def _signers(self) -> Policy:
+        for role in self.signed_approvals:
+            if role not in self.approvals_needed:
+                raise ValueError(f"signed_approvals names {role}, which approvals_needed does not; add it there")
+        return self
 
     @classmethod
     def load(cls, path: Path) -> Policy:

@@ -79,10 +79,16 @@ class Database:
     file undoes. A file that was exchanged (a backup brought back) is opened anew.
     """
 
-    def __init__(self, path: Path, tables: Sequence[str], *, page_bytes: int = 4096, version: int = 1) -> None:
-        """``tables`` are made in a new file, with pages of ``page_bytes``; ``version`` is that of their form."""
+    def __init__(
+        self, path: Path, tables: Sequence[str], *, page_bytes: int = 4096, upgrades: Sequence[str] = ()
+    ) -> None:
+        """``tables`` are made in a new file, with pages of ``page_bytes``; ``upgrades`` bring an older one up to them.
+
+        The first upgrade makes version 2 of a file of version 1, and so on.
+        """
         self.path = path
-        self._tables, self._page_bytes, self._version = tables, page_bytes, version
+        self._tables, self._page_bytes, self._upgrades = tables, page_bytes, upgrades
+        self._version = 1 + len(upgrades)
         self._lock = threading.RLock()
         self._open: sqlite3.Connection | None = None
         self._place = (0, 0, 0)
@@ -171,6 +177,12 @@ class Database:
                     for table in self._tables:
                         connection.execute(table)
                     connection.execute(f"PRAGMA user_version={self._version}")
+                connection.execute("COMMIT")
+            if 0 < connection.execute("PRAGMA user_version").fetchone()[0] < self._version:
+                connection.execute("BEGIN IMMEDIATE")
+                for upgrade in self._upgrades[connection.execute("PRAGMA user_version").fetchone()[0] - 1 :]:
+                    connection.execute(upgrade)
+                connection.execute(f"PRAGMA user_version={self._version}")
                 connection.execute("COMMIT")
             found = connection.execute("PRAGMA user_version").fetchone()[0]
             if found != self._version:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from client import memory
 from client.approvals import Approvals
 from client.home import Home
 from client.judgement import Record, Verdict
-from common.errors import DataError, FedwardError, Interrupted
+from common.errors import ApprovalError, DataError, FedwardError, Interrupted
+from common.identity import read_file
+from common.identity.documents import MOST_BYTES
 from common.study import Study
 
 
@@ -38,45 +41,75 @@ def show(site: Path, prefix: str, *, images_per_s: float | None) -> None:
     record = approvals.find(prefix)
     print(_described(home, approvals, record, images_per_s))
     for one in record.decisions:
-        role = f" as {one.role}" if one.role and not one.rule else ""
+        role = f" as {one.role}{', signed' if one.signed else ''}" if one.role and not one.rule else ""
         print(f"{one.at.date()}   {one.kind} by {one.by}{role}{': ' + one.why if one.why else ''}")
     print(_said(record, approvals.verdict(record)))
 
 
-def approve(site: Path, prefix: str, *, role: str, by: str, yes: bool) -> None:
+@dataclass(frozen=True)
+class Signing:
+    """How an approval is signed, if at all: here with a key, or elsewhere, in two steps."""
+
+    key: Path | None = None
+    request_out: Path | None = None
+    signature: Path | None = None
+
+
+def approve(site: Path, prefix: str, *, role: str | None, by: str | None, signing: Signing, yes: bool) -> None:
+    from client import person_cli
+    from client.signing import load_key
+
+    if sum(way is not None for way in (signing.key, signing.request_out, signing.signature)) > 1:
+        raise ApprovalError("give one of --key, --request-out and --signature")
+    if signing.signature is None and (role is None or by is None):
+        raise ApprovalError("say who approves in which role: --as ROLE --by NAME")
     home = _opened(site)
     approvals = Approvals(home)
     record = approvals.find(prefix)  # once: what is shown is what is approved, whatever comes meanwhile
-    if not yes:
+    if not yes and signing.signature is None:
         if not sys.stdin.isatty():
             raise DataError("read `fedward site show` first, and add --yes where nobody is there to ask")
         print(_described(home, approvals, record, None))
         if input(f"approve this as {role}? [y/N] ").strip().lower() not in ("y", "yes"):
             raise Interrupted("nothing was approved")
-    verdict = approvals.approve(record, role=role.replace("-", "_"), by=by)
-    print(f"approved by {by} as {role} for the sites {', '.join(sorted(record.federation.sites))}")
+    if signing.signature is not None:
+        signed = read_file(signing.signature, "signed decision", most=MOST_BYTES)
+        verdict = approvals.approve(record, signed=signed)
+    elif signing.key is None and signing.request_out is None:
+        verdict = approvals.approve(record, role=(role or "").replace("-", "_"), by=by or "")
+    else:
+        statement = approvals.statement(record, role=(role or "").replace("-", "_"), by=by or "")
+        if signing.request_out is not None:
+            person_cli.write_request(statement, signing.request_out)
+            print(f"{signing.request_out}: sign it with `fedward site person sign`; nothing is approved yet")
+            return
+        assert signing.key is not None
+        verdict = approvals.approve(record, signed=statement.sign(load_key(signing.key, person_cli.passphrase)))
+    last = approvals.find(record.hash).decisions[-1]
+    how = ", signed," if last.signed else ""
+    print(f"approved by {last.by} as {last.role}{how} for the sites {', '.join(sorted(record.federation.sites))}")
     print(_said(record, verdict))
 
 
 def refuse(site: Path, prefix: str, *, why: str, by: str | None) -> None:
     approvals = Approvals(_opened(site))
     record = approvals.find(prefix)
-    print(_said(record, approvals.refuse(record, by=by or _user(), why=why)))
+    print(_said(record, approvals.refuse(record, by=by or user(), why=why)))
 
 
 def withdraw(site: Path, prefix: str, *, why: str, by: str | None) -> None:
     approvals = Approvals(_opened(site))
     record = approvals.find(prefix)
-    print(_said(record, approvals.withdraw(record, by=by or _user(), why=why)))
+    print(_said(record, approvals.withdraw(record, by=by or user(), why=why)))
 
 
 def pause(site: Path, *, why: str, by: str | None) -> None:
-    Approvals(_opened(site)).pause(by=by or _user(), why=why)
+    Approvals(_opened(site)).pause(by=by or user(), why=why)
     print("paused: no request is answered until `fedward site resume`")
 
 
 def resume(site: Path, *, by: str | None) -> None:
-    print("resumed" if Approvals(_opened(site)).resume(by=by or _user()) else "the site was not paused")
+    print("resumed" if Approvals(_opened(site)).resume(by=by or user()) else "the site was not paused")
 
 
 def audit_show(site: Path, *, last: int, as_json: bool) -> None:
@@ -132,7 +165,7 @@ def _passphrase() -> str:
     return ask_passphrase()
 
 
-def _user() -> str:
+def user() -> str:
     """Who is logged in here."""
     try:
         return getpass.getuser()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -40,15 +41,21 @@ def show(
 @app.command()
 def approve(
     study: Hash,
-    role: Annotated[str, typer.Option("--as", help="data_manager, privacy_officer or operator.")],
-    by: Annotated[str, typer.Option(help="Who approves; for the audit log.")],
+    role: Annotated[str | None, typer.Option("--as", help="data_manager, privacy_officer or operator.")] = None,
+    by: Annotated[str | None, typer.Option(help="Who approves; for the audit log.")] = None,
     site: Site = HERE,
+    key: Annotated[Path | None, typer.Option(help="Sign with this personal key (`site person`).")] = None,
+    request_out: Annotated[
+        Path | None, typer.Option(help="Write what is to be signed, for `site person sign` on another machine.")
+    ] = None,
+    signature: Annotated[Path | None, typer.Option(help="What `site person sign` wrote; says role and person.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Let a study work here, with the sites that are in it now or fewer."""
     from client import study_cli
+    from client.study_cli import Signing
 
-    study_cli.approve(site, study, role=role, by=by, yes=yes)
+    study_cli.approve(site, study, role=role, by=by, signing=Signing(key, request_out, signature), yes=yes)
 
 
 @app.command()

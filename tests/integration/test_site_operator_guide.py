@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,13 +91,13 @@ def test_guides_name_commands_and_options_that_exist(guide: str) -> None:
 
     text = (ROOT / "docs" / guide).read_text(encoding="utf-8")
     known = typer.main.get_command(fedward.app).commands  # type: ignore[attr-defined]
-    options = {
-        option
-        for whole in (known["site"], known["coordinator"], known["simulate"])
-        for command in getattr(whole, "commands", {"": whole}).values()
-        for parameter in command.params
-        for option in parameter.opts
-    }
+
+    def options_of(command: Any) -> set[str]:
+        """Also of a group's commands, such as those of ``fedward site audit``."""
+        own = {option for parameter in command.params for option in parameter.opts}
+        return own.union(*map(options_of, getattr(command, "commands", {}).values()))
+
+    options = set().union(*(options_of(known[name]) for name in ("site", "coordinator", "simulate")))
     for whole in ("site", "coordinator"):
         named = set(re.findall(rf"fedward {whole} ([a-z][a-z-]*)", text))
         assert named <= set(known[whole].commands), named - set(known[whole].commands)

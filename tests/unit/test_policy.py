@@ -211,3 +211,24 @@ def test_fingerprints_are_compared_without_their_groups() -> None:
     assert same_fingerprint("ABCD-EFGH", "abcd efgh")
     assert not same_fingerprint("ABCD-EFGH", "ABCD")
     assert not same_fingerprint("-", "")
+
+
+def test_approvals_are_counted_by_role_and_signed_where_asked() -> None:
+    assert policy(approvals_needed="{privacy_officer: 2, operator: 1}").approvals_needed == (
+        "privacy_officer",
+        "privacy_officer",
+        "operator",
+    )
+    assert policy(signed_approvals="[operator]").signed_approvals == ("operator",)
+    for lines in (
+        {"approvals_needed": "{operator: 0}"},
+        {"approvals_needed": "{operator: 9}"},
+        {"approvals_needed": "{operator: true}"},
+        {"approvals_needed": "{surgeon: 1}"},
+        {"approvals_needed": "{}"},
+        {"approvals_needed": "[operator, operator]"},
+        {"signed_approvals": "[privacy_officer]"},  # nobody is asked to approve as such
+        {"signed_approvals": "[operator, operator]"},
+    ):
+        with pytest.raises(PolicyError, match=next(iter(lines))):
+            policy(**lines)
