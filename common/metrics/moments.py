@@ -170,7 +170,7 @@ def _predicted(scored: Scored, min_cell: int) -> NDArray[np.bool_]:
     """``(N, C)`` by argmax; an image of a cell that is not released is taken for every class but its own."""
     best = scored.scores.argmax(axis=1)
     classes = scored.positive.shape[1]
-    predicted = np.eye(classes, dtype=np.bool_)[best]
+    predicted: NDArray[np.bool_] = np.eye(classes, dtype=np.bool_)[best]
     rows = np.flatnonzero(scored.known.any(axis=1))
     true = scored.positive[rows].argmax(axis=1)
     hidden = cells.unreleased(true, best[rows], scored.patient[rows], classes, min_cell)[true, best[rows]]
