@@ -26,6 +26,7 @@ from client.home import Home
 from client.judgement import OVER, Federation
 from client.policy import Policy
 from client.replies import Identity, Replies
+from client.survey import left_in_survey
 from common import protocol
 from common.errors import FedwardError, IdentityError, PolicyError, RoundSpent
 from common.study import Study
@@ -81,7 +82,7 @@ class Agent:
             if self._distrusted:
                 return protocol.answer(protocol.Refusal(alias, "roster-refused"), message)
             task = request.task
-            if isinstance(request, _OfARound) and task.roster != self.membership.roster.hash:
+            if _works(request) and task.roster != self.membership.roster.hash:
                 logger.info("asked by another roster than this site has; the coordinator is to send its own")
                 return protocol.answer(protocol.Refusal(alias, "roster-differs"), message)
             if (task.arm, task.repeat) != ("federated", 0):
@@ -167,11 +168,17 @@ class Agent:
             self.home.record("replies-erased", {"study": study, "replies": erased})
 
     def _work(self, request: _Work, message: Message) -> Message:
-        if isinstance(request, protocol.SurveyRequest):
+        if isinstance(request, protocol.SurveyRequest) and not _works(request):
             reply = handle(message, lambda: self.home.directory, self._resident)
             self._record_survey(request, protocol.open_reply(reply))
             return reply
         identity = identity_of(request)
+        basis = request.task.basis
+        if basis is not None and self._replies.bases(identity.study, identity.arm, identity.repeat) - {basis.digest}:
+            raise RoundSpent(
+                f"study {identity.study[:12]} was trained with other numbers of all sites; the coordinator must go on "
+                "with those of the run's survey"
+            )
         kept = self._replies.kept(identity)
         if kept is not None:
             logger.info("%s of round %d was answered before; the same reply goes again", identity.kind, identity.round)
@@ -189,7 +196,11 @@ class Agent:
         # and is made again is the same, and a coordinator must not be able to fill a disk by asking.
         generation = self._resident.site(self.home.directory).vaults[0].generation
         if self._recorded.get(identity) != generation:
-            self.home.record("reply", {**facts, "bytes": len(frozen), "weights": identity.digest})
+            if isinstance(request, protocol.SurveyRequest):
+                left = left_in_survey(request.task.study, protocol.open_reply(reply))
+            else:
+                left = {"weights": identity.digest}
+            self.home.record("reply", {**facts, "bytes": len(frozen), **left})
             self._recorded[identity] = generation
         self._replies.keep(identity, frozen)
         return protocol.thaw(frozen, message)
@@ -246,9 +257,16 @@ _OfARound = protocol.TrainRequest | protocol.EvaluateRequest | protocol.MomentsR
 _Work = protocol.SurveyRequest | _OfARound
 
 
-def identity_of(request: protocol.TrainRequest | protocol.EvaluateRequest | protocol.MomentsRequest) -> Identity:
+def _works(request: protocol.Request) -> bool:
+    """Whether images are read for it; a survey that only counts rows is asked again and again."""
+    return isinstance(request, _OfARound) or (isinstance(request, protocol.SurveyRequest) and request.measure)
+
+
+def identity_of(request: _Work) -> Identity:
     """What tells a request from every other: asked again, it is answered with the reply that was kept."""
     task = request.task
+    if isinstance(request, protocol.SurveyRequest):
+        return Identity(task.study.hash, task.arm, task.repeat, protocol.SURVEY, 0, "")
     if isinstance(request, protocol.TrainRequest):
         kind, arrays = protocol.TRAIN, digest(request.weights)
     elif isinstance(request, protocol.MomentsRequest):
@@ -256,6 +274,8 @@ def identity_of(request: protocol.TrainRequest | protocol.EvaluateRequest | prot
         arrays = digest(request.weights) + digest(request.reference)
     else:
         kind, arrays = f"{protocol.EVALUATE} {request.split}", digest(request.weights)
+    if task.basis is not None:
+        arrays += task.basis.digest
     return Identity(task.study.hash, task.arm, task.repeat, kind, task.round, arrays)
 
 

@@ -23,9 +23,11 @@ from client.evaluation import Scores, predict
 from client.memory import keep_freed_memory
 from client.site import VIEW_CACHE_BYTES, Site
 from client.stock import locate_by_config, permit
+from client.survey import take
 from client.training import FitSeed, LocalFit
 from client.vault.view import ViewCache
 from common import protocol
+from common.basis import Basis
 from common.errors import FedwardError, ModelError, ProtocolError, VaultError
 from common.metrics import Counts, Layout, Moments, Reference
 from common.models import build
@@ -50,7 +52,7 @@ class Resident:
         self.views = ViewCache(VIEW_CACHE_BYTES)
         self._sites: OrderedDict[Path, Site] = OrderedDict()
         self._models: OrderedDict[tuple[str, str], nn.Module] = OrderedDict()
-        self._scores: OrderedDict[tuple[Path, str, str, str], Scores] = OrderedDict()
+        self._scores: OrderedDict[tuple[Path, str, str, str, Basis | None], Scores] = OrderedDict()
 
     def site(self, directory: Path) -> Site:
         """The opened site; the least recently used one is closed when many are open.
@@ -81,14 +83,14 @@ class Resident:
             self._models.popitem(last=False)
         return model
 
-    def scores(self, site: Site, study: Study, split: str, weights: Weights) -> Scores:
+    def scores(self, site: Site, study: Study, split: str, weights: Weights, basis: Basis | None = None) -> Scores:
         """Scores on ``split``, remembered for the second pass over the same weights."""
-        key = (site.directory, study.hash, split, digest(weights))
+        key = (site.directory, study.hash, split, digest(weights), basis)
         found = self._scores.pop(key, None)
         if found is None:
             model = self.model(study, site.device)
             restore(model, weights)
-            found = predict(model, site.view(study, split), study)  # type: ignore[arg-type]
+            found = predict(model, site.view(study, split), study, basis)  # type: ignore[arg-type]
         self._scores[key] = found
         if len(self._scores) > 16:
             self._scores.popitem(last=False)
@@ -102,7 +104,9 @@ class Resident:
 
 def survey(request: protocol.SurveyRequest, site: Site) -> protocol.SurveyReply:
     study = request.task.study
-    return protocol.SurveyReply(site.alias, site.images(study, study.evaluation.min_cell), version("fedward"))
+    images = site.images(study, study.evaluation.min_cell)
+    statistics = take(site, study).to_arrays() if request.measure else None
+    return protocol.SurveyReply(site.alias, images, version("fedward"), statistics)
 
 
 def train(request: protocol.TrainRequest, site: Site, resident: Resident) -> protocol.TrainReply:
@@ -113,7 +117,7 @@ def train(request: protocol.TrainRequest, site: Site, resident: Resident) -> pro
     view = site.require(study, "train")
     model = resident.model(study, site.device)
     restore(model, request.weights)
-    fit = LocalFit(model, view, study, FitSeed(study.seed, task.repeat, site.alias, task.round)).run()
+    fit = LocalFit(model, view, study, FitSeed(study.seed, task.repeat, site.alias, task.round), task.basis).run()
     seconds = time.perf_counter() - started
     return protocol.TrainReply(site.alias, task.round, state_of(model), fit.examples, fit.loss, seconds)
 
@@ -121,7 +125,7 @@ def train(request: protocol.TrainRequest, site: Site, resident: Resident) -> pro
 def evaluate(request: protocol.EvaluateRequest, site: Site, resident: Resident) -> protocol.StatisticsReply:
     started = time.perf_counter()
     study = request.task.study
-    scores = resident.scores(site, study, request.split, request.weights)
+    scores = resident.scores(site, study, request.split, request.weights, request.task.basis)
     counts = Counts.of(
         scores.scores, scores.targets, scores.patients, scores.loss, Layout.of(study), study.evaluation.min_cell
     )
@@ -131,7 +135,7 @@ def evaluate(request: protocol.EvaluateRequest, site: Site, resident: Resident) 
 def moments(request: protocol.MomentsRequest, site: Site, resident: Resident) -> protocol.StatisticsReply:
     started = time.perf_counter()
     study = request.task.study
-    scores = resident.scores(site, study, request.split, request.weights)
+    scores = resident.scores(site, study, request.split, request.weights, request.task.basis)
     reference = Reference.from_arrays(request.reference, Layout.of(study))
     sums = Moments.of(scores.scores, scores.targets, scores.patients, reference, study.evaluation.min_cell)
     return protocol.StatisticsReply(site.alias, request.task.round, sums.to_arrays(), time.perf_counter() - started)
@@ -152,7 +156,7 @@ def handle(message: Message, locate: Callable[[], Path], resident: Resident, per
         if site.config.threads and torch.get_num_threads() != site.config.threads:
             torch.set_num_threads(site.config.threads)
         reply: protocol.Reply
-        if not isinstance(request, protocol.SurveyRequest):
+        if not isinstance(request, protocol.SurveyRequest) or request.measure:
             site.note_use(request.task.study)
         if isinstance(request, protocol.SurveyRequest):
             reply = survey(request, site)

@@ -149,11 +149,34 @@ def _leaves(study: Study) -> str:
         "the scores of its members."
     )
     return (
-        "How many labelled images there are per split. From each round the model's weights after training here, how "
+        f"How many labelled images there are per split. {_surveyed(study)}"
+        "From each round the model's weights after training here, how "
         "many images it was trained on, their mean loss, and how long it took. "
         f"Of the tests, {often}: counts of images and patients by class and by the model's score, sums of losses, and "
         f"sums over patients from which intervals are made. {cells}"
     )
+
+
+def _surveyed(study: Study) -> str:
+    """What leaves once, before round 1, and what all sites learn of it."""
+    asked, least = study.surveyed, study.evaluation.min_cell
+    if not asked:
+        return ""
+    told = {
+        "classes": "how many images and patients of each class there are in each split",
+        "pixels": "sum and sum of squares of all pixels of the training images, which are their mean brightness and "
+        "contrast",
+    }
+    text = f"Once, before the first round, a survey: {'; '.join(told[name] for name in asked)}. "
+    if least > 1 and "classes" in asked:
+        text += f"A class of fewer than {least} patients is not counted, nor one from which its count would follow. "
+    learnt = [
+        *(["the mean and spread of pixels"] if study.image.normalise == "federated" else []),
+        *(["weights that tell how frequent each class is"] if study.training.class_weighting == "federated" else []),
+    ]
+    if learnt:
+        text += f"Every site is sent {' and '.join(learnt)} over all sites; of two sites, each learns the other's. "
+    return text
 
 
 def _privacy(policy: Policy | PolicyError) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 
 from client.training import device_of, layout, precision
 from client.vault.prepared import PreparedView
+from common.basis import Basis
 from common.study import Study
 
 MOST_IMAGES, MOST_PIXELS = 256, 1 << 20
@@ -30,8 +31,8 @@ class Scores:
     loss: NDArray[np.float64]
 
 
-def predict(model: nn.Module, view: PreparedView, study: Study) -> Scores:
-    """Score every image of ``view``; the model is left in evaluation mode."""
+def predict(model: nn.Module, view: PreparedView, study: Study, basis: Basis | None = None) -> Scores:
+    """Score every image of ``view``, normalised by ``basis``; the model is left in evaluation mode."""
     device = device_of(model)
     batch = max(1, min(MOST_IMAGES, MOST_PIXELS // study.image.size**2))
     model.eval()
@@ -40,7 +41,8 @@ def predict(model: nn.Module, view: PreparedView, study: Study) -> Scores:
         for start in range(0, len(view), batch):
             rows = torch.arange(start, min(start + batch, len(view)), device=view.device)
             with precision(device):
-                logits = model(layout(view.floats(rows).to(device)))
+                images = view.floats(rows).to(device)
+                logits = model(layout(images if basis is None else basis.normalised(images)))
             outputs.append(logits.float().cpu())
     logits = torch.cat(outputs).double() if outputs else torch.zeros((0, study.outputs), dtype=torch.float64)
     targets = view.targets.cpu().double()

@@ -37,7 +37,7 @@ most_steps_a_round: null      # null: a study that counts steps in place of epoc
 smallest_cell: 10             # patients behind any count that leaves
 tasks: null                   # e.g. [binary, multiclass]; null: any
 classes: null                 # e.g. [normal, pneumonia*]; null: any
-statistics: [survey, scores, moments]   # what may leave beside weights; the coordinator makes all metrics of these
+statistics: [survey, classes, pixels, scores, moments]   # what may leave beside weights; metrics are made of it
 minimum_privacy: null         # e.g. {unit: patient, epsilon: 8.0, delta: 1.0e-5}: studies that give less are refused
 opening_hours: null           # e.g. "19:00-07:00", or ["Mon-Fri 19:00-07:00", "Sat,Sun 00:00-24:00"]
 device: null                  # auto, cpu or cuda:N; null: as site.yaml says
@@ -52,9 +52,12 @@ approve_automatically: []     # e.g. [{coordinator: FINGERPRINT, classes: [norma
 """What a new site's policy says."""
 
 Role = Literal["data_manager", "privacy_officer", "operator"]
-Statistic = Literal["survey", "scores", "moments"]
+Statistic = Literal["survey", "classes", "pixels", "scores", "moments"]
 STATISTICS: tuple[Statistic, ...] = ("survey", "scores", "moments")
-"""Images per split; histograms of scores, sums of losses; sums over patients for intervals. Every study needs all."""
+"""Images per split; histograms of scores, sums of losses; sums over patients for intervals. Every study needs all.
+
+A study may ask for two more before round 1: counts by class, sums of pixels (``Study.surveyed``).
+"""
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _WINDOW = re.compile(r"(?:([A-Za-z,\- ]+?) +)?([0-9]{2}):([0-9]{2}) ?- ?([0-9]{2}):([0-9]{2})")
@@ -302,6 +305,9 @@ class Policy(Limits):
         missing = [name for name in STATISTICS if name not in self.statistics]
         if missing:
             yield _objection("statistics", f"every study asks for {', '.join(missing)}", _allows(self.statistics))
+        surveyed = [name for name in study.surveyed if name not in self.statistics]
+        if surveyed:
+            yield _objection("statistics", f"its survey asks for {', '.join(surveyed)}", _allows(self.statistics))
 
     def _privacy(self) -> Iterator[Objection]:
         least = self.minimum_privacy

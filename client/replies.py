@@ -31,6 +31,8 @@ from common.errors import RoundSpent, StoreError
 
 TRAIN = "train.fit"
 """The kind of request that spends its round (``common.protocol.TRAIN``)."""
+SURVEY = "query.survey"
+"""The kind of request that is answered once in a study (``common.protocol.SURVEY``): its reply stays in full."""
 LARGEST_BYTES = 1 << 30
 LIMIT_BYTES = 4 << 30
 """Of all replies kept in full; beyond it the oldest go first."""
@@ -69,7 +71,7 @@ class Identity:
     """Of the request, with all that tells two of a round apart, e.g. ``evaluate.scores val``."""
     round: int
     digest: str
-    """Of the arrays that came with the request."""
+    """Of what came with the request, 64 characters each: arrays, then the numbers of all sites (``Basis``), if any."""
 
 
 class Database:
@@ -292,16 +294,27 @@ class Replies:
     def _tidy(self, connection: sqlite3.Connection, identity: Identity, latest: int) -> None:
         same = "study = ? AND arm = ? AND repeat = ?"
         run = (identity.study, identity.arm, identity.repeat)
-        _drop(connection, f"{same} AND round <> ?", (*run, identity.round))
-        full = f"SELECT id FROM reply WHERE {same} AND size IS NOT NULL ORDER BY id DESC LIMIT {A_ROUND}"  # noqa: S608
-        _drop(connection, f"{same} AND id NOT IN ({full})", (*run, *run))
+        # Counted anew after an import, a survey would tell by the difference who came in.
+        passing = f"kind <> '{SURVEY}'"
+        _drop(connection, f"{same} AND {passing} AND round <> ?", (*run, identity.round))
+        full = f"SELECT id FROM reply WHERE {same} AND {passing} AND size IS NOT NULL ORDER BY id DESC LIMIT {A_ROUND}"  # noqa: S608
+        _drop(connection, f"{same} AND {passing} AND id NOT IN ({full})", (*run, *run))
         total = connection.execute("SELECT coalesce(sum(size), 0) FROM reply").fetchone()[0]
-        oldest = "SELECT id, size FROM reply WHERE size IS NOT NULL AND id <> ? ORDER BY id"
+        oldest = f"SELECT id, size FROM reply WHERE {passing} AND size IS NOT NULL AND id <> ? ORDER BY id"  # noqa: S608
         for number, size in connection.execute(oldest, (latest,)).fetchall():
             if total <= self._limit:
                 break
             _drop(connection, "id = ?", (number,))
             total -= size
+
+    def bases(self, study: str, arm: str, repeat: int) -> set[str]:
+        """Digests of the numbers of all sites with which rounds of a run were trained; more than one is a fraud."""
+        with self._database.transaction("DEFERRED") as connection:
+            found = connection.execute(
+                "SELECT DISTINCT substr(digest, 65) FROM reply WHERE study = ? AND arm = ? AND repeat = ? AND kind = ?",
+                (study, arm, repeat, TRAIN),
+            ).fetchall()
+        return {digest for (digest,) in found}
 
     def spent(self, study: str, arm: str, repeat: int, round_: int) -> str | None:
         """Digest of the weights from which a training round was done; ``None`` for one that was not."""

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from client.config import SiteConfig
 from client.devices import choose_device
 from client.home import STUDY_USED, Home
+from client.survey import images_told
 from client.vault.keys import provider
 from client.vault.prepared import PreparedView
 from client.vault.store import Vault
@@ -20,6 +23,7 @@ from client.vault.view import View, ViewCache
 from common.errors import DataError
 from common.labels import targets
 from common.study import Study
+from common.survey import SPLITS, Rows
 
 Split = Literal["train", "val", "test"]
 VIEW_CACHE_BYTES = 4 << 30
@@ -107,17 +111,25 @@ class Site:
         return View.concatenate(found)
 
     def images(self, study: Study, least: int = 1) -> Mapping[str, int]:
-        """Labelled images per split; 0 for a split of fewer than ``least`` patients, where the count is to leave."""
-        counts = {"train": 0, "val": 0, "test": 0}
-        patients: dict[str, set[tuple[str, str]]] = {split: set() for split in counts}
+        """Labelled images per split; where the count is to leave, without groups of fewer than ``least`` patients."""
+        return images_told(study, self.labelled(study), least)
+
+    def labelled(self, study: Study) -> Mapping[str, Rows]:
+        """Per split, targets and patients of the images that ``study`` uses; none of them is decrypted."""
+        found: dict[str, tuple[list[NDArray[np.float32]], list[int]]] = {split: ([], []) for split in SPLITS}
+        numbers: dict[tuple[str, str], int] = {}
         for vault in self.vaults:
-            rows = [(row.split, row.patient, row.labels) for row in vault.each() if row.split in counts]
-            wanted = targets(study, [labels for _, _, labels in rows])
-            for (split, patient, _), target in zip(rows, wanted, strict=True):
-                if target[0] == target[0]:
-                    counts[split] += 1
-                    patients[split].add((vault.id, patient))
-        return {split: count if len(patients[split]) >= least else 0 for split, count in counts.items()}
+            rows = [(row.split, row.patient, row.labels, row.has_mask) for row in vault.each() if row.split in found]
+            wanted = targets(study, [labels for _, _, labels, _ in rows])
+            for (split, patient, _, has_mask), target in zip(rows, wanted, strict=True):
+                if np.isfinite(target).any() and (has_mask or study.task != "segmentation"):
+                    found[split][0].append(target)
+                    found[split][1].append(numbers.setdefault((vault.id, patient), len(numbers)))
+        width = len(study.classes)
+        return {
+            split: (np.array(values, dtype=np.float32).reshape(-1, width), np.array(patients, dtype=np.int64))
+            for split, (values, patients) in found.items()
+        }
 
     def require(self, study: Study, split: Split) -> PreparedView:
         """Like :meth:`view`, but an empty split is an error."""

@@ -19,7 +19,8 @@ from torch.nn import functional
 from client.optimiser import make_optimiser, step
 from client.vault.prepared import PreparedView
 from common.augment import Augmenter
-from common.errors import DataError, DeviceError, StudyError
+from common.basis import Basis
+from common.errors import DataError, DeviceError, ProtocolError, StudyError
 from common.randomness import seed_for
 from common.study import ScheduleSpec, Study
 
@@ -54,10 +55,11 @@ class Objective:
     that gradient accumulation changes nothing.
     """
 
-    def __init__(self, study: Study, targets: Tensor) -> None:
+    def __init__(self, study: Study, targets: Tensor, basis: Basis | None = None) -> None:
+        """``targets`` are all of this site's; ``basis`` has what all sites share."""
         self.task = study.task
         self.smoothing = study.training.label_smoothing
-        self.weights = class_weights(study, targets)
+        self.weights = class_weights(study, targets, basis)
 
     def weight(self, targets: Tensor) -> Tensor:
         """What a batch's total is divided by: its known entries, for classes of different weight their weights' sum."""
@@ -86,14 +88,20 @@ class Objective:
         return (losses * known).sum()
 
 
-def class_weights(study: Study, targets: Tensor) -> Tensor | None:
-    """Weights that balance the classes of *this site*, so that no count has to leave it; ``None`` when off.
+def class_weights(study: Study, targets: Tensor, basis: Basis | None = None) -> Tensor | None:
+    """Weights that balance the classes; ``None`` when off.
 
-    Multiclass: ``(C,)``. Binary and multilabel: ``(2, outputs)``, negatives then positives.
-    A class that is absent here weighs 1. Weights are n / (k · n_c) as in scikit-learn's "balanced".
+    ``balanced``: those of *this site*, so that no count has to leave it; ``federated``: those of all sites, from
+    ``basis``. Multiclass: ``(C,)``. Binary and multilabel: ``(2, outputs)``, negatives then positives.
+    A class that is absent weighs 1. Weights are n / (k · n_c) as in scikit-learn's "balanced".
     """
     if study.training.class_weighting == "none":
         return None
+    if study.training.class_weighting == "federated":
+        if basis is None:
+            raise ProtocolError("a fit lacks the class weights of all sites")
+        weights = torch.tensor(basis.class_weights, dtype=torch.float32, device=targets.device)
+        return weights if study.task == "multiclass" else weights.reshape(2, -1)
     wanted = targets[:, 1:] if study.task == "binary" else targets
     positive = torch.nansum(wanted, 0)
     if study.task == "multiclass":
@@ -134,12 +142,16 @@ def pieces(count: int, size: int, *, drop_single: bool) -> list[slice]:
 class LocalFit:
     """Trains a resident model in place for one round."""
 
-    def __init__(self, model: nn.Module, view: PreparedView, study: Study, seed: FitSeed) -> None:
+    def __init__(
+        self, model: nn.Module, view: PreparedView, study: Study, seed: FitSeed, basis: Basis | None = None
+    ) -> None:
+        """``basis``: what the study takes from its survey, where it does."""
+        self.basis = basis
         self.model, self.view, self.study, self.seed = model, view, study, seed
         self.device = device_of(model)
         self.spec = study.training
         self.microbatch = self.spec.microbatch or self.spec.batch_size
-        self.objective = Objective(study, view.targets.to(self.device))
+        self.objective = Objective(study, view.targets.to(self.device), basis)
         self.augment = Augmenter(study.augment)
         self.has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
         self.proximal_mu = proximal_mu(study)
@@ -235,6 +247,8 @@ class LocalFit:
         optimiser.zero_grad()
         where = indices.to(self.view.device)
         images = self.augment.apply(self.view.floats(where).to(self.device), noise)
+        if self.basis is not None:
+            images = self.basis.normalised(images)
         targets = self.view.targets[where].to(self.device)
         weight = self.objective.weight(targets)
         total = torch.zeros((), device=self.device)

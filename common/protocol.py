@@ -21,6 +21,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from numpy.typing import NDArray
 
+from common.basis import Basis, check_given
 from common.errors import ProtocolError, StudyError, VersionMismatch
 from common.packing import pack, unpack
 from common.study import Study
@@ -59,6 +60,8 @@ class Task:
     round: int = 0
     roster: str = ""
     """In a real federation: the hash of the coordinator's roster, so that a site notices that it has another."""
+    basis: Basis | None = None
+    """What training takes from the survey, where the study asks for it; in every request but a survey's."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class SurveyRequest:
     """In a real federation: the newest roster, signed by the coordinator (``common.identity``)."""
     program: str = ""
     """Version of fedward at the coordinator."""
+    measure: bool = False
+    """Also count by class and sum pixels, as the study's ``surveyed`` says."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,8 @@ class SurveyReply:
     images: Mapping[str, int]
     program: str = ""
     """Version of fedward at the site."""
+    statistics: Statistics | None = None
+    """``common.survey``, where the request asks to measure."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +199,10 @@ def seal(request: Request) -> Sealed:
         head |= {key: value for key, value in (("roster", request.roster), ("program", request.program)) if value}
     if isinstance(request, DeliveryRequest):
         head["manifest"] = request.manifest
+    if isinstance(request, SurveyRequest) and request.measure:
+        head["measure"] = 1
+    if task.basis is not None:
+        head |= {f"basis-{name}": numbers for name, numbers in task.basis.json().items() if numbers}
     content = RecordDict({"head": ConfigRecord(head)})
     kind = SURVEY
     if isinstance(request, DeliveryRequest):
@@ -221,7 +232,10 @@ def open_request(message: Message) -> Request:
         roster = _get(head, "roster", bytes) if "roster" in head else b""
         if len(roster) > _ROSTER_BYTES:
             raise ProtocolError(f"a roster of {len(roster)} bytes; the most is {_ROSTER_BYTES}")
-        return SurveyRequest(task, roster, _program(head, "the coordinator"))
+        measure = "measure" in head and _get(head, "measure", int) == 1
+        if measure and not task.study.surveyed:
+            raise ProtocolError("a survey asks for statistics that its study does not name")
+        return SurveyRequest(task, roster, _program(head, "the coordinator"), measure)
     if kind == DELIVER:
         manifest = _get(head, "manifest", bytes)
         if len(manifest) > _MANIFEST_BYTES:
@@ -252,6 +266,8 @@ def answer(reply: Reply, request: Message) -> Message:
         head |= {key: value for key, value in (("until", reply.until), ("program", reply.program)) if value}
     elif isinstance(reply, SurveyReply):
         head |= {"kind": "survey", "images": json.dumps(dict(reply.images)), "program": reply.program}
+        if reply.statistics is not None:
+            content["statistics"] = pack(reply.statistics, STATISTICS)
     elif isinstance(reply, Receipt):
         head |= {"kind": "receipt", "digest": reply.digest}
     elif isinstance(reply, TrainReply):
@@ -284,7 +300,10 @@ def open_reply(message: Message) -> Reply:
             raise ProtocolError(f"{site} says that it opens at no time there is; upgrade that site")
         return Refusal(site, code, until, _program(head, site))
     if kind == "survey":
-        return SurveyReply(site, _counts(_get(head, "images", str)), _program(head, site))
+        statistics = None
+        if "statistics" in content:
+            statistics = unpack(_record(content, "statistics", ArrayRecord), STATISTICS)
+        return SurveyReply(site, _counts(_get(head, "images", str)), _program(head, site), statistics)
     if kind == "receipt":
         digest = _get(head, "digest", str)
         if not _DIGEST.fullmatch(digest):
@@ -348,7 +367,23 @@ def _task(head: Mapping[str, Any], kind: str) -> Task:
     roster = _get(head, "roster_hash", str) if "roster_hash" in head else ""
     if roster and not _ROSTER.fullmatch(roster):
         raise ProtocolError("a request names a roster by what is no hash; upgrade the coordinator")
-    return Task(study, arm, repeat, round_, roster)
+    trains = kind in (TRAIN, EVALUATE, MOMENTS)
+    return Task(study, arm, repeat, round_, roster, _basis(head, study) if trains else None)
+
+
+def _basis(head: Mapping[str, Any], study: Study) -> Basis | None:
+    """The pooled numbers of a request, held to their range."""
+    numbers = [_reals(head, f"basis-{name}") for name in ("mean", "deviation", "class_weights")]
+    basis = Basis(*numbers) if any(numbers) else None
+    check_given(basis, study)
+    return basis
+
+
+def _reals(head: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    values = _get(head, key, list) if key in head else []
+    if not all(isinstance(value, float) for value in values):
+        raise ProtocolError(f"the message's field {key!r} holds something else than numbers; upgrade the older side")
+    return tuple(values)
 
 
 def _content(message: Message) -> RecordDict:

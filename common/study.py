@@ -73,6 +73,7 @@ __all__ = [
 ]
 
 Task = Literal["binary", "multiclass", "multilabel", "segmentation"]
+Surveyed = Literal["classes", "pixels"]
 MAX_CLASSES = 1000
 
 _CLASSES_SCHEMA: dict[str, Any] = {
@@ -85,6 +86,17 @@ _CLASSES_SCHEMA: dict[str, Any] = {
         }},
     ],
 }  # fmt: skip
+
+
+_ADDED: dict[str, Any] = {"survey": [], "image.normalise": "none"}
+"""Keys added after hospitals had approved studies, and what they are where nobody uses them.
+
+A study without them is written, and so hashed, as it was before: approvals stay good, and older sites can read it.
+"""
+_SURVEY = (
+    "What sites tell once before round 1: counts of images and patients by class and split, sums of the training "
+    "images' pixels. Options that need one of them (normalise, class_weighting: federated) ask for it by themselves."
+)
 
 
 class Study(Part):
@@ -103,6 +115,7 @@ class Study(Part):
     training: TrainingSpec = TrainingSpec()
     federation: FederationSpec = FederationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    survey: Annotated[tuple[Surveyed, ...], Field(description=_SURVEY)] = ()
     partition: PartitionSpec = PartitionSpec()
     governance: GovernanceSpec = GovernanceSpec()
 
@@ -130,6 +143,12 @@ class Study(Part):
             if not labels:
                 raise ValueError(f"class {name!r} has no label; give at least one, for example {name}: [{name}]")
         return FrozenDict(value)
+
+    @field_validator("survey")
+    @classmethod
+    def _each_once(cls, value: tuple[Surveyed, ...]) -> tuple[Surveyed, ...]:
+        """In one order: what two studies ask alike is written alike."""
+        return tuple(sorted(set(value)))
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -175,9 +194,31 @@ class Study(Part):
         """Logits of the model: one for a binary task (of the second class), else one per class."""
         return 1 if self.task == "binary" else len(self.classes)
 
+    @property
+    def surveyed(self) -> tuple[Surveyed, ...]:
+        """What sites tell before round 1: what :attr:`survey` lists and what other options need."""
+        needed: set[Surveyed] = set(self.survey)
+        if self.training.class_weighting == "federated":
+            needed.add("classes")
+        if self.image.normalise == "federated":
+            needed.add("pixels")
+        return tuple(sorted(needed))
+
     def canonical(self) -> bytes:
         """The study as compact JSON in the order of its fields and classes: what is hashed and sent."""
-        return json.dumps(self.model_dump(mode="json"), separators=(",", ":"), ensure_ascii=False).encode()
+        return json.dumps(self._dumped(), separators=(",", ":"), ensure_ascii=False).encode()
+
+    def _dumped(self) -> dict[str, Any]:
+        """All fields, but for :data:`_ADDED` ones that the study makes no use of."""
+        dumped = self.model_dump(mode="json")
+        for dotted, unused in _ADDED.items():
+            *parents, leaf = dotted.split(".")
+            node = dumped
+            for parent in parents:
+                node = node[parent]
+            if node[leaf] == unused:
+                del node[leaf]
+        return dumped
 
     @property
     def hash(self) -> str:

@@ -52,10 +52,15 @@ class DataSpec(Part):
 
 
 class ImageSpec(Part):
-    """What the model sees: ``(channels, size, size)``."""
+    """What the model sees: ``(channels, size, size)``.
+
+    ``normalise: none`` leaves pixels in [0, 1]. With ``federated`` each channel has mean 0 and standard deviation 1
+    over all sites' training images, as the survey measured them before round 1.
+    """
 
     size: Annotated[int, Field(ge=8, le=1024)] = 64
     channels: Literal[1, 3] = 1
+    normalise: Literal["none", "federated"] = "none"
 
 
 class Window(Part):
@@ -131,7 +136,11 @@ class ScheduleSpec(Part):
 
 
 class TrainingSpec(Part):
-    """One local fit: what a site does in a round."""
+    """One local fit: what a site does in a round.
+
+    ``class_weighting: balanced`` balances each site's own classes, and no count leaves for it; ``federated`` takes
+    one set of weights at all sites, from the survey's counts.
+    """
 
     batch_size: Positive = 32
     microbatch: Positive | None = None
@@ -139,7 +148,7 @@ class TrainingSpec(Part):
     local_steps: Positive | None = None
     optimiser: OptimiserSpec = OptimiserSpec()
     schedule: ScheduleSpec = ScheduleSpec()
-    class_weighting: Literal["none", "balanced"] = "none"
+    class_weighting: Literal["none", "balanced", "federated"] = "none"
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
     @model_validator(mode="after")

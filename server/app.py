@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from server.desk import CHECKPOINT
 from server.events import EventLog, JsonLines
 from server.results import arm_json, finish, write_model
 from server.rounds import Arm, Work, quorum_of, survey
+from server.survey import take
+from server.survey_page import PAGE, write_page
 from server.testing import test_model
 
 
@@ -43,9 +46,7 @@ def federate(link: Link, study: Study, out: Path, *, base: Path) -> dict[str, An
 
 def train(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: Path) -> dict[str, Any]:
     """Train and test ``study`` over ``sites`` (alias -> node id), all of which have training images."""
-    if not sites:
-        raise QuorumError("no site has training images for this study; see its events for what each site answered")
-    work = Work(study, "federated", 0, sites, checkpoint=out / CHECKPOINT, base=base)
+    work = survey_first(link, study, sites, out, base)
     arm = finish(work, Arm(link, work).run())
     # Who no longer answered in the last round does not take part in the test either, and that is told.
     last = arm.progress.history[-1]["sites"]
@@ -63,6 +64,18 @@ def train(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: P
     write_atomically(out / "results.json", json.dumps(result, indent=1).encode())
     link.events.emit("finished", arm="federated", test=result["arms"]["federated"]["test"])
     return result
+
+
+def survey_first(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: Path) -> Work:
+    """What there is to train, with the survey's numbers; where the study has one, ``out/survey.html`` shows it."""
+    if not sites:
+        raise QuorumError("no site has training images for this study; see its events for what each site answered")
+    work = Work(study, "federated", 0, sites, checkpoint=out / CHECKPOINT, base=base)
+    found = take(link, work)
+    if found is None:
+        return work
+    write_page(found, out / PAGE)
+    return replace(work, basis=found.basis)
 
 
 def study_of(context: Context) -> tuple[Study, Path]:

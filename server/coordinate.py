@@ -22,13 +22,14 @@ from common.errors import FedwardError, IdentityError, Interrupted, QuorumError
 from common.identity import Address
 from server.admission import Admission, admit
 from server.alerts import Lookout, ended
-from server.app import train
+from server.app import survey_first, train
 from server.asking import Link, SignedRoster
 from server.courier import Courier
 from server.desk import EVENTS, STATUS, UNFINISHED, RunFolder, State, all_runs, at_work
 from server.events import EventLog, JsonLines
 from server.provision import Coordinator
 from server.superlink import Fleet
+from server.survey_page import PAGE
 from server.watch import Watch
 
 logger = logging.getLogger("fedward.coordinator")
@@ -301,6 +302,9 @@ class _Run:
                 sites = admit(link, study, self.admission)
                 self._turn("running", sites=sorted(sites), roster=self._coordinator.roster.hash)
                 events.emit("begun", study=study.hash, sites=sorted(sites))
+                if self._facts.get("survey_only"):
+                    survey_first(link, study, sites, folder.path, folder.base)
+                    return "stopped", f"surveyed, not trained: read {PAGE} in its folder, then resume it"
                 train(link, study, sites, folder.path, folder.base)
             return "finished", ""
         except Interrupted:

@@ -31,6 +31,7 @@ from common.study import Study
 State = Literal["queued", "waiting", "running", "finished", "failed", "stopped", "interrupted"]
 STATUS, STUDY, RUN, STOP, EVENTS = "status.json", "study.yaml", "run.json", "stop", "events.jsonl"
 CHECKPOINT = Path("state", "federated", "checkpoint.safetensors")
+SURVEY = CHECKPOINT.with_name("survey.json")
 _UP = ".up.lock"
 _LOCK_S = 1.0
 RESUMABLE: tuple[State, ...] = ("failed", "stopped", "interrupted")
@@ -44,8 +45,11 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def launch(cls, runs: Path, study: Study, base: Path, at: datetime) -> RunFolder:
-        """A new run of ``study``, queued. ``base`` is what paths in the study are relative to."""
+    def launch(cls, runs: Path, study: Study, base: Path, at: datetime, *, survey_only: bool = False) -> RunFolder:
+        """A new run of ``study``, queued. ``base`` is what paths in the study are relative to.
+
+        ``survey_only``: it stops after its survey, until it is resumed.
+        """
         name = f"{at.strftime('%Y%m%d-%H%M%S')}-{study.name}"
         path, number = runs / name, 2
         while path.exists():
@@ -53,7 +57,8 @@ class RunFolder:
         path.mkdir(mode=0o700, parents=True)
         folder = cls(path)
         write_atomically(path / STUDY, study.canonical(), mode=0o600)
-        folder._write({"state": "queued", "hash": study.hash, "base": str(base.resolve()), "launched": _stamp(at)})
+        facts = {"state": "queued", "hash": study.hash, "base": str(base.resolve()), "launched": _stamp(at)}
+        folder._write(facts | ({"survey_only": True} if survey_only else {}))
         return folder
 
     @property
@@ -125,8 +130,10 @@ class RunFolder:
         """Leave the mark."""
         write_atomically(self.path / STOP, b"")
 
-    def resume(self, at: datetime, *, killed: bool = False) -> None:
+    def resume(self, at: datetime, *, killed: bool = False, train: bool = False) -> None:
         """Queue it again, from its checkpoint. ``killed``: no coordinator is at work, whatever the state says.
+
+        ``train``: its survey, if it was to stop after that, has been looked at.
 
         Raises :class:`RunError` where there is nothing to resume.
         """
@@ -134,7 +141,8 @@ class RunFolder:
         if state not in RESUMABLE and not (killed and state in UNFINISHED):
             raise RunError(f"run {self.name} is {state}; only {', '.join(RESUMABLE)} ones are resumed")
         (self.path / STOP).unlink(missing_ok=True)
-        self.turn("queued", at, why="")
+        facts: dict[str, Any] = {"survey_only": False} if train and (self.path / SURVEY).exists() else {}
+        self.turn("queued", at, why="", **facts)
 
     def _write(self, facts: Mapping[str, Any]) -> None:
         write_atomically(self.path / RUN, json.dumps(facts, indent=1, ensure_ascii=False).encode(), mode=0o600)
@@ -207,6 +215,7 @@ class _Facts(BaseModel, extra="allow"):
     base: str
     sites: list[str] = []
     why: str = ""
+    survey_only: bool = False
 
 
 class _Site(BaseModel):

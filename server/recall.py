@@ -24,10 +24,10 @@ _MOST_PAUSES = 2
 
 @dataclass
 class Call:
-    """One request of a round to its sites."""
+    """One request of a round, or of the survey before the first, to its sites."""
 
     link: Link
-    request: protocol.TrainRequest | protocol.EvaluateRequest | protocol.MomentsRequest
+    request: protocol.SurveyRequest | protocol.TrainRequest | protocol.EvaluateRequest | protocol.MomentsRequest
     sites: Mapping[str, int]
     """Alias -> node id."""
     deadline_s: float

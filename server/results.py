@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import RunError
+from common.basis import Basis
+from common.errors import ProtocolError, RunError
 from common.files import write_atomically
 from common.metrics import Counts, Layout, Summary, Thresholds, choose_threshold
 from common.study import Study
@@ -88,6 +89,7 @@ def arm_json(arm: Trained, tested: Tested) -> dict[str, Any]:
         "kept_round": progress.facts["kept_round"],
         "stopped_early": progress.facts["stopped_early"],
         "thresholds": thresholds_json(arm.thresholds, arm.work.study),
+        **({"basis": arm.work.basis.json()} if arm.work.basis else {}),
         **summary_json(tested.overall, arm.work.study),
         "history": progress.history,
     }
@@ -105,19 +107,30 @@ def write_model(folder: Path, arm: Trained) -> None:
         "repeat": arm.work.repeat,
         "kept_round": arm.progress.facts["kept_round"],
         "thresholds": thresholds_json(arm.thresholds, study),
+        "basis": arm.work.basis.json() if arm.work.basis else None,
     }
     write_atomically(folder / "model.json", json.dumps(card, indent=1).encode())
 
 
-def read_card(folder: Path) -> tuple[Study, Thresholds]:
-    """Study and thresholds of a run's model. Raises :class:`RunError` where there is none."""
+@dataclass(frozen=True)
+class Card:
+    """What is needed to use a run's model: how images are prepared, and from which score on one is positive."""
+
+    study: Study
+    thresholds: Thresholds
+    basis: Basis | None
+    """Normalisation that it was trained with, where the study has one."""
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a run's model. Raises :class:`RunError` where there is none."""
     path = folder / "model.json"
     try:
         card: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         study = Study.parse(json.dumps(card["study"], ensure_ascii=False), str(path))
         edges = [card["thresholds"][name] for name in scored_classes(study)] if study.task != "multiclass" else []
-        return study, Thresholds.at(edges, study.evaluation.bins)
+        return Card(study, Thresholds.at(edges, study.evaluation.bins), Basis.from_json(card.get("basis"), study))
     except FileNotFoundError:
         raise RunError(f"{folder} has no model yet; finish it with `fedward simulate --resume {folder}`") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ProtocolError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}); run the simulation again") from None

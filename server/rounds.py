@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from common import protocol
+from common.basis import Basis
 from common.errors import DataError, FedwardError, ProtocolError, QuorumError, ReplyRefused, RunError
 from common.metrics import Counts, auc
 from common.metrics import Layout as CountsLayout
@@ -45,13 +46,15 @@ class Work:
     deadline_s: float = 0.0
     checkpoint: Path | None = None
     base: Path = Path()
+    basis: Basis | None = None
+    """What the study takes from its survey (``server.survey``)."""
 
     @property
     def key(self) -> dict[str, Any]:
         return {"study": self.study.hash, "arm": self.arm, "repeat": self.repeat, "sites": sorted(self.sites)}
 
     def task(self, round_: int) -> protocol.Task:
-        return protocol.Task(self.study, self.arm, self.repeat, round_)
+        return protocol.Task(self.study, self.arm, self.repeat, round_, basis=self.basis)
 
     @property
     def quorum(self) -> int:

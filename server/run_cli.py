@@ -53,12 +53,16 @@ def health(directory: Path) -> None:
     print(judge(Coordinator.open(directory), time.time()))
 
 
-def launch(path: Path, directory: Path) -> None:
+def launch(path: Path, directory: Path, *, survey_only: bool = False) -> None:
     coordinator = Coordinator.open(directory)
     study = Study.load(path)
+    if survey_only and not study.surveyed:
+        raise StudyError(f"{path}: the study asks for no survey; add survey: [classes, pixels] to it")
     _check(study, path, coordinator)
-    folder = RunFolder.launch(coordinator.runs, study, path.parent, coordinator.clock())
+    folder = RunFolder.launch(coordinator.runs, study, path.parent, coordinator.clock(), survey_only=survey_only)
     print(f"{folder.name}: hash {study.hash}")
+    if survey_only:
+        print("it stops when the sites have answered the survey; `fedward coordinator resume` trains then")
     print("each site's people see it with `fedward site studies` and decide with `fedward site approve`")
     if not is_at_work(directory):
         print("it begins when `fedward coordinator up` runs")
@@ -98,7 +102,7 @@ def resume(name: str | None, directory: Path) -> None:
     coordinator = Coordinator.open(directory)
     alive = is_at_work(directory)
     run = find_run(coordinator.runs, name, *RESUMABLE, *(() if alive else UNFINISHED))
-    run.resume(coordinator.clock(), killed=not alive)
+    run.resume(coordinator.clock(), killed=not alive, train=True)
     print(f"{run.name} goes on from its last checkpoint" + ("" if alive else " when `up` runs"))
 
 

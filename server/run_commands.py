@@ -43,6 +43,17 @@ def launch(
 
 
 @app.command()
+def survey(
+    study: Annotated[Path, typer.Argument(help="Study file.")],
+    directory: Directory = HERE,
+) -> None:
+    """As `launch`, but stop before the first round: survey.html says whether the sites' data are ready."""
+    from server import run_cli
+
+    run_cli.launch(study, directory, survey_only=True)
+
+
+@app.command()
 def status(
     directory: Directory = HERE,
     as_json: Json = False,

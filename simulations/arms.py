@@ -15,6 +15,7 @@ from common.study import Study
 from server.asking import Link
 from server.results import Trained, arm_json, finish
 from server.rounds import Arm, Work
+from server.survey import prepare
 from server.testing import Tested, test_model
 from simulations.sites import POOLED
 
@@ -48,6 +49,7 @@ def train_all(link: Link, made: Sequence[Work], workers: int) -> dict[str, Train
     """Train every arm; side by side where there are several workers."""
 
     def train(work: Work) -> Trained:
+        work = prepare(link, work)
         return finish(work, Arm(link, work).run())
 
     return dict(zip((work.arm for work in made), _side_by_side(link, train, made, workers), strict=True))

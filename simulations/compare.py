@@ -29,7 +29,7 @@ def everybody(
     """One arm's scores on all hospitals' test patients, and the hospital of each image."""
     parts = []
     for number, directory in enumerate(directories.values()):
-        scores = resident.scores(resident.site(directory), study, "test", arm.weights)
+        scores = resident.scores(resident.site(directory), study, "test", arm.weights, arm.work.basis)
         parts.append((scores, np.full(len(scores.patients), number)))
     offset, patients = 0, []
     for scores, _ in parts:

@@ -11,10 +11,9 @@ from client.cli import ask_passphrase
 from client.config import SITE_FILE, SiteConfig
 from client.evaluation import Scores
 from common.errors import DataError, RunError
-from common.metrics import Counts, Layout, Moments, Reference, Thresholds, summarise
-from common.study import Study
+from common.metrics import Counts, Layout, Moments, Reference, summarise
 from common.weights import Weights, load
-from server.results import read_card, summary_json
+from server.results import Card, read_card, summary_json
 from simulations.datasets import open_source
 from simulations.runfolder import Folder
 from simulations.sites import Machine, external_site
@@ -29,10 +28,11 @@ def evaluate_run(run: Path, data: Path, *, device: str = "cpu") -> dict[str, Any
     """
     if not (run / "model.json").exists():
         raise RunError(f"{run} has no model: {Folder(run).what_now}")
-    study, thresholds = read_card(run)
+    card = read_card(run)
+    study = card.study
     weights = load(run / "model.safetensors")
     if (data / SITE_FILE).is_file() and SiteConfig.load(data).state is not None:
-        return _at_home(study, thresholds, weights, data, device)
+        return _at_home(card, weights, data, device)
     source = open_source(study, data)
     with tempfile.TemporaryDirectory(prefix="fedward-evaluate-") as folder:
         home = Path(folder) / "external"
@@ -40,7 +40,7 @@ def evaluate_run(run: Path, data: Path, *, device: str = "cpu") -> dict[str, Any
         resident = Resident()
         try:
             site = resident.site(home)
-            scores = resident.scores(site, study, "test", weights)
+            scores = resident.scores(site, study, "test", weights, card.basis)
         finally:
             resident.close()
     if not len(scores.scores):
@@ -48,7 +48,7 @@ def evaluate_run(run: Path, data: Path, *, device: str = "cpu") -> dict[str, Any
             f"{source.name} has no image with a label of this study; its classes are {', '.join(study.class_names)}"
         )
     return {
-        **_measured(scores, study, thresholds),
+        **_measured(scores, card),
         "source": source.name,
         "synthetic": source.synthetic,
         "images": len(scores.scores),
@@ -58,13 +58,13 @@ def evaluate_run(run: Path, data: Path, *, device: str = "cpu") -> dict[str, Any
     }
 
 
-def _at_home(study: Study, thresholds: Thresholds, weights: Weights, directory: Path, device: str) -> dict[str, Any]:
+def _at_home(card: Card, weights: Weights, directory: Path, device: str) -> dict[str, Any]:
     """On a real site's test split; that its images were read is on record there."""
     resident = Resident(device, passphrase=ask_passphrase)
     try:
         site = resident.site(directory)
-        site.note_use(study)
-        scores = resident.scores(site, study, "test", weights)
+        site.note_use(card.study)
+        scores = resident.scores(site, card.study, "test", weights, card.basis)
         (vault,) = site.vaults
         synthetic = vault.synthetic
     finally:
@@ -72,7 +72,7 @@ def _at_home(study: Study, thresholds: Thresholds, weights: Weights, directory: 
     if not len(scores.scores):
         raise DataError(f"{site.alias} has no labelled test image for this study; its test split is empty")
     return {
-        **_measured(scores, study, thresholds),
+        **_measured(scores, card),
         "source": f"the test split of {site.alias}",
         "synthetic": synthetic,
         "images": len(scores.scores),
@@ -82,8 +82,9 @@ def _at_home(study: Study, thresholds: Thresholds, weights: Weights, directory: 
     }
 
 
-def _measured(scores: Scores, study: Study, thresholds: Thresholds) -> dict[str, Any]:
+def _measured(scores: Scores, card: Card) -> dict[str, Any]:
+    study = card.study
     counts = Counts.of(scores.scores, scores.targets, scores.patients, scores.loss, Layout.of(study))
-    reference = Reference(counts, thresholds)
+    reference = Reference(counts, card.thresholds)
     moments = Moments.of(scores.scores, scores.targets, scores.patients, reference)
     return summary_json(summarise(reference, moments, study.evaluation.confidence), study)

@@ -199,7 +199,7 @@ class Simulation:
 
         self._run(repeat)
         folder = Folder(self.path).repeat(repeat, len(self._runs))
-        study, _ = read_card(folder)
+        study = read_card(folder).study
         model = build(study, study.seed)
         restore(model, load(folder / "model.safetensors"))
         return model.eval()

@@ -161,7 +161,13 @@ def _stored(vault: Vault, study: Study, split: str | None, chosen: Chosen, folde
 
 def view_key(study: Study) -> str:
     """SHA-256 of all in a study that a view depends on; studies that differ elsewhere share their views."""
-    parts = study.model_dump(mode="json", include={"task", "classes", "data", "image", "preprocess"})
+    parts = study.model_dump(
+        mode="json",
+        include={
+            **dict.fromkeys(("task", "classes", "data", "preprocess"), True),
+            "image": {"size", "channels"},  # normalised when read: a view's pixels stay as they are
+        },
+    )
     return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()
 
 

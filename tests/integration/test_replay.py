@@ -123,7 +123,7 @@ def test_a_model_is_tested_on_other_vaults(
     assert 0.0 <= found["test"]["auc"]["low"] <= found["test"]["auc"]["value"] <= found["test"]["auc"]["high"] <= 1.0
     one = data.path / "sites" / "site-1"
     cli.evaluate(run.path, one, as_json=True, device="cpu")
-    assert json.loads(capsys.readouterr().out)["images"] == len(open_source(read_card(run.path)[0], one).items)
+    assert json.loads(capsys.readouterr().out)["images"] == len(open_source(read_card(run.path).study, one).items)
 
 
 @pytest.mark.slow

@@ -1,0 +1,84 @@
+"""What this site tells in a survey: counts from the vault's rows, sums over the prepared training images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from client.vault.prepared import PreparedView
+from common import protocol
+from common.study import Study
+from common.survey import SPLITS, WHITE, ClassCounts, PixelSums, Rows, Survey, one_class
+from common.weights import digest
+
+if TYPE_CHECKING:
+    from client.site import Site
+
+_MOST_RECORDED = 64
+_MOST_PIXELS = 1 << 22
+"""In one sum: 4 M pixels of 255² are far below 2^53, so that float64 holds it exactly."""
+
+
+def take(site: Site, study: Study) -> Survey:
+    """What ``study`` asks of a site before round 1; nothing of fewer than ``evaluation.min_cell`` patients."""
+    asked = study.surveyed
+    return Survey(
+        ClassCounts.of(study, site.labelled(study)) if "classes" in asked else None,
+        pixel_sums(site.view(study, "train"), study) if "pixels" in asked else None,
+    )
+
+
+def pixel_sums(view: PreparedView, study: Study) -> PixelSums:
+    """Over all images of ``view``; nothing where they are of too few patients."""
+    if view.patient_count < study.evaluation.min_cell:
+        return PixelSums.zero(study)
+    channels = study.image.channels
+    total, squares = [0] * channels, [0] * channels
+    step = max(1, _MOST_PIXELS // study.image.size**2)
+    for start in range(0, len(view), step):
+        rows = torch.arange(start, min(start + step, len(view)), device=view.device)
+        levels = view.floats(rows).mul_(WHITE).round_().double().transpose(0, 1).flatten(1)
+        for channel, (one, square) in enumerate(zip(levels.sum(1), levels.square().sum(1), strict=True)):
+            total[channel] += int(one)
+            squares[channel] += int(square)
+    return PixelSums(len(view), len(view) * study.image.size**2, tuple(total), tuple(squares))
+
+
+def images_told(study: Study, rows: Mapping[str, Rows], least: int) -> dict[str, int]:
+    """Labelled images per split, as they may leave: none of a split of fewer than ``least`` patients.
+
+    Of the training split all, as a fit tells that too. Of the others those of classes with ``least`` patients, for the
+    statistics of a test leave out the same, and the difference would be the small class.
+    """
+    told = {}
+    for split in SPLITS:
+        targets, patients = rows[split]
+        kept = np.ones(len(patients), dtype=np.bool_)
+        if split != "train" and one_class(study):
+            for column in range(targets.shape[1]):
+                of_class = targets[:, column] == 1
+                if len(np.unique(patients[of_class])) < least:
+                    kept &= ~of_class
+        told[split] = int(kept.sum()) if len(np.unique(patients[kept])) >= least else 0
+    return told
+
+
+def left_in_survey(study: Study, reply: protocol.Reply) -> dict[str, Any]:
+    """What a survey's reply tells, for the audit log; of more than some classes only its digest, which is kept."""
+    if not isinstance(reply, protocol.SurveyReply) or reply.statistics is None:
+        return {}
+    told = Survey.from_arrays(reply.statistics, study, reply.images)
+    facts: dict[str, Any] = {"images": dict(reply.images), "statistics": digest(reply.statistics)}
+    if told.classes is not None and len(study.classes) <= _MOST_RECORDED:
+        facts["classes"] = {
+            f"{split} {name}": told.classes.images[number, column].tolist()
+            for number, split in enumerate(SPLITS)
+            for column, name in enumerate(study.class_names)
+            if told.classes.images[number, column].any()
+        }
+    if told.pixels is not None and told.pixels.images:
+        facts |= {"mean": list(told.pixels.mean), "deviation": list(told.pixels.deviation)}
+    return facts
