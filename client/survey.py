@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ from common.weights import digest
 if TYPE_CHECKING:
     from client.site import Site
 
-_MOST_RECORDED = 64
+_MOST_RECORDED = 1 << 14
+"""Characters; an entry of the log holds 32 KiB."""
 _MOST_PIXELS = 1 << 22
 """In one sum: 4 M pixels of 255² are far below 2^53, so that float64 holds it exactly."""
 
@@ -67,18 +69,18 @@ def images_told(study: Study, rows: Mapping[str, Rows], least: int) -> dict[str,
 
 
 def left_in_survey(study: Study, reply: protocol.Reply) -> dict[str, Any]:
-    """What a survey's reply tells, for the audit log; of more than some classes only its digest, which is kept."""
+    """What a survey's reply tells, for the audit log; of very many classes only the digest."""
     if not isinstance(reply, protocol.SurveyReply) or reply.statistics is None:
         return {}
     told = Survey.from_arrays(reply.statistics, study, reply.images)
     facts: dict[str, Any] = {"images": dict(reply.images), "statistics": digest(reply.statistics)}
-    if told.classes is not None and len(study.classes) <= _MOST_RECORDED:
-        facts["classes"] = {
-            f"{split} {name}": told.classes.images[number, column].tolist()
-            for number, split in enumerate(SPLITS)
-            for column, name in enumerate(study.class_names)
-            if told.classes.images[number, column].any()
+    if told.classes is not None:
+        classes = {
+            f"{SPLITS[split]} {'' if sign else 'not '}{study.class_names[column]}": [int(images), int(patients)]
+            for (split, column, sign), images in np.ndenumerate(told.classes.images)
+            if (patients := told.classes.patients[split, column, sign])
         }
+        facts |= {"classes": classes} if len(json.dumps(classes)) <= _MOST_RECORDED else {}
     if told.pixels is not None and told.pixels.images:
         facts |= {"mean": list(told.pixels.mean), "deviation": list(told.pixels.deviation)}
     return facts

@@ -14,7 +14,7 @@ from server.report.words import count, listing, plural
 from server.survey import Surveyed
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
-SKEWED = 0.3
+SKEWED = 0.25
 """Total variation distance of a site's classes from all sites' together: 0 the same, 1 no class in common."""
 SHIFTED = 0.5
 """Distance of a site's mean brightness from all sites', in standard deviations of all pixels."""

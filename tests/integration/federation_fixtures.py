@@ -141,12 +141,12 @@ class Federation:
         process.send_signal(number)
         return process.wait(60)
 
-    def launch(self, text: str = STUDY) -> str:
+    def launch(self, text: str = STUDY, *, survey_only: bool = False) -> str:
         """The new run's name."""
         from server import run_cli
 
         (self.folder / "study.yaml").write_text(text)
-        run_cli.launch(self.folder / "study.yaml", self.folder / "coordinator")
+        run_cli.launch(self.folder / "study.yaml", self.folder / "coordinator", survey_only=survey_only)
         return sorted(path.name for path in (self.folder / "coordinator" / "runs").iterdir())[-1]
 
     def run(self, name: str) -> Path:

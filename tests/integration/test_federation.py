@@ -19,6 +19,7 @@ from client.delivery import Received, received, verify
 from common.study import Study
 from common.weights import load
 from fedward import app
+from server import run_cli
 from server.app import train
 from server.asking import Link
 from server.events import EventLog
@@ -26,6 +27,9 @@ from simulations.engine import InProcessGrid
 from tests.integration.federation_fixtures import STUDY, Federation, federation, wait_for
 
 SITES = ("east", "north", "west")
+SURVEYED = STUDY.replace("size: 24", "size: 24, normalise: federated").replace(
+    "batch_size: 8", "batch_size: 8, class_weighting: federated"
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,7 @@ def test_a_study_waits_for_people_trains_and_gives_the_simulations_numbers(three
     three.up()
     for alias in SITES:
         three.agent(alias)
-    name = three.launch()
+    name = three.launch(SURVEYED, survey_only=True)
     three.approve(name, "east", "north")
     wait_for(
         lambda: (
@@ -56,10 +60,14 @@ def test_a_study_waits_for_people_trains_and_gives_the_simulations_numbers(three
     )
     assert three.facts(name)["state"] == "waiting"
     three.approve(name, "west")
+    assert three.state(name, "stopped", "finished", "failed")["why"].startswith("surveyed, not trained")
+    assert (three.run(name) / "survey.html").exists()
+    assert not three.rounds(name)
+    run_cli.resume(name, three.folder / "coordinator")
     assert three.state(name, "finished", "failed")["state"] == "finished", three.facts(name)
     assert three.facts(name)["sites"] == list(SITES)
     # The same study over the same vaults, in one process.
-    study = Study.parse(STUDY)
+    study = Study.parse(SURVEYED)
     simulated = tmp_path / "simulated"
     simulated.mkdir()
     with contextlib.closing(InProcessGrid([three.folder / alias for alias in SITES])) as grid:
@@ -68,6 +76,9 @@ def test_a_study_waits_for_people_trains_and_gives_the_simulations_numbers(three
     assert results[0]["arms"]["federated"]["test"] == results[1]["arms"]["federated"]["test"]
     models = [sorted(path.glob("*.safetensors"))[0].read_bytes() for path in (three.run(name), simulated)]
     assert models[0] == models[1], "other weights than in simulation"
+    cards = [json.loads((path / "model.json").read_text()) for path in (three.run(name), simulated)]
+    assert cards[0] == cards[1]
+    assert cards[0]["basis"]["mean"]
     # At the end each site has the signed model, once, and what it had kept for the run is erased.
     everywhere = dict.fromkeys(SITES, "delivered")
     wait_for(lambda: three.delivered(name) == everywhere, "the model at every site", three)
@@ -86,6 +97,7 @@ def test_a_study_waits_for_people_trains_and_gives_the_simulations_numbers(three
         home.audit.verify()
         sent = Counter(entry.facts["kind"] for entry in home.audit.entries() if entry.event == "reply")
         assert sent["train.fit"] == 4
+        assert sent["query.survey"] == 2, "images per split, asked for before people decide; counts and sums once"
         assert upkeep.verify(home).images == 120
     for alias in SITES:
         assert three.end(alias) == 0
@@ -98,7 +110,7 @@ def test_kills_change_no_number(three: Federation, tmp_path: Path) -> None:
 
     Meanwhile a site gets the model of the run before, as if it had been away at that one's end.
     """
-    text = STUDY.replace("name: tiny", "name: killed")
+    text = SURVEYED.replace("name: tiny", "name: killed")
     before = next(run for run in three.run("").iterdir() if run.name.endswith("-tiny"))
     kept = json.loads((before / "delivery.json").read_bytes())
     (before / "delivery.json").write_text(json.dumps({alias: kept[alias] for alias in ("east", "north")}))

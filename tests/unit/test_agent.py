@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,12 @@ from client.fleet import Pace, _Agent
 from client.home import Home
 from client.policy import POLICY_FILE
 from common import protocol
+from common.basis import Basis
 from common.errors import VaultError
 from common.models import build_initial
 from common.study import Study
-from common.weights import state_of
+from common.survey import Survey
+from common.weights import digest, state_of
 from server.asking import _opened as opened
 from server.asking import may_yet
 from server.provision import Coordinator
@@ -60,6 +63,9 @@ class Site:
     def survey(self, study: Study = OURS, roster: bytes | None = None) -> protocol.Reply:
         signed = self.coordinator.signed_roster if roster is None else roster
         return self.send(protocol.SurveyRequest(protocol.Task(study), signed))
+
+    def task(self, study: Study, **more: Any) -> protocol.Task:
+        return protocol.Task(study, roster=self.coordinator.roster.hash, **more)
 
     def train(self, round_: int = 1, shift: float = 0.0, **task: object) -> protocol.Reply:
         weights = {name: np.asarray(value + np.asarray(shift, value.dtype)) for name, value in self.weights.items()}
@@ -266,6 +272,69 @@ def test_a_coordinator_of_another_protocol_is_told_who_must_upgrade(
         assert said.reason.startswith(f"another version: that site speaks protocol {ours}")
         assert may_yet(said.word), "it is waited for"
         assert said.reason.endswith("upgrade that site" if theirs > ours else "upgrade this coordinator")
+
+
+SURVEYED = OURS.derive(**{"image.normalise": "federated", "training.class_weighting": "federated"})
+BASIS = Basis((0.3,), (0.2,), (1.0, 1.0))
+
+
+def test_a_survey_is_measured_once_and_on_record(tmp_path: Path) -> None:
+    made = Site(tmp_path, images=120)
+
+    def measured() -> protocol.Reply:
+        return made.send(protocol.SurveyRequest(made.task(SURVEYED), measure=True))
+
+    assert refused(measured()) == "approval-pending"
+    made.approve()
+    first = measured()
+    assert isinstance(first, protocol.SurveyReply)
+    assert first.statistics is not None
+    told = Survey.from_arrays(first.statistics, SURVEYED, first.images)
+    assert told.classes is not None
+    assert told.classes.images[0, :, 1].tolist() == [36, 36]
+    (record,) = (facts for facts in made.events("reply") if facts["kind"] == protocol.SURVEY)
+    assert len(record["classes"]) == 6  # type: ignore[arg-type]
+    assert record["classes"]["val pneumonia"] == [12, 12]  # type: ignore[index]
+    assert record["images"] == {"train": 72, "val": 24, "test": 24}
+    assert {"mean", "deviation", "statistics"} <= set(record)
+    # A vault that has grown is not surveyed anew: who came in would be the difference. Not after a round either.
+    fill(made.home, 60, 2)
+    made.agent.close()
+    made.agent = Agent(made.home)
+    model, _ = build_initial(SURVEYED, 1, Path())
+    task = made.task(SURVEYED, round=1, basis=BASIS)
+    assert isinstance(made.send(protocol.TrainRequest(task, state_of(model))), protocol.TrainReply)
+    again = measured()
+    assert isinstance(again, protocol.SurveyReply)
+    assert again.images == first.images
+    assert again.statistics is not None
+    assert digest(again.statistics) == digest(first.statistics)
+    assert len([facts for facts in made.events("reply") if facts["kind"] == protocol.SURVEY]) == 1
+    # A study that surveys nothing is not measured, whatever the coordinator asks.
+    assert refused(made.send(protocol.SurveyRequest(made.task(OURS), measure=True))) == "protocol-mismatch"
+    made.agent.close()
+
+
+def test_the_numbers_of_all_sites_stay_what_they_were(tmp_path: Path) -> None:
+    made = Site(tmp_path)
+    made.survey(SURVEYED)
+    made.approve()
+    model, _ = build_initial(SURVEYED, 1, Path())
+
+    def train(round_: int, basis: Basis | None) -> protocol.Reply:
+        return made.send(protocol.TrainRequest(made.task(SURVEYED, round=round_, basis=basis), state_of(model)))
+
+    assert refused(train(1, None)) == "protocol-mismatch"
+    for wild in (replace(BASIS, mean=(1.5,)), replace(BASIS, class_weights=(1e9, 1.0)), replace(BASIS, deviation=())):
+        assert refused(train(1, wild)) == "protocol-mismatch"
+    assert isinstance(train(1, BASIS), protocol.TrainReply)
+    other = replace(BASIS, mean=(0.31,))
+    assert refused(train(1, other)) == "round-spent"
+    assert refused(train(2, other)) == "round-spent"
+    scored = protocol.EvaluateRequest(made.task(SURVEYED, round=1, basis=other), "val", state_of(model))
+    assert refused(made.send(scored)) == "round-spent"
+    assert isinstance(train(2, BASIS), protocol.TrainReply)
+    made.agent.close()
 
 
 def test_counts_of_few_patients_do_not_leave(tmp_path: Path) -> None:
