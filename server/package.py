@@ -19,7 +19,7 @@ from server.results import scored_classes
 
 RESULTS = "results.json"
 _SUMMARY = ("rounds", "kept_round", "stopped_early", "thresholds", "test", "per_class", "roc")
-_TABLES = ("confusion", "confusion_matrix")
+_IF_ANY = ("confusion", "confusion_matrix", "basis")
 
 
 def package(folder: RunFolder, coordinator: Coordinator) -> tuple[Manifest, bytes]:
@@ -69,7 +69,7 @@ def _summary(path: Path, study: Study) -> dict[str, Any]:
     try:
         arm: Mapping[str, Any] = json.loads(_read(path))["arms"]["federated"]
         found = {"study_hash": study.hash, **{key: arm[key] for key in _SUMMARY}}
-        return found | {key: arm[key] for key in _TABLES if key in arm}
+        return found | {key: arm[key] for key in _IF_ANY if key in arm}
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}); restore it from a backup") from None
 
@@ -84,6 +84,9 @@ def _page(
     yield "## What it is\n"
     yield f"- {study.model.name} for {study.task} classification: {', '.join(study.class_names)}"
     yield f"- images of {study.image.size} × {study.image.size} pixels, {colours}, preprocessed as `{STUDY}` says"
+    for channel, (mean, deviation) in enumerate(_normalised(summary), 1):
+        which = f" of channel {channel}" if study.image.channels > 1 else ""
+        yield f"- then the mean {mean:.6f}{which} is taken off pixels in [0, 1], and divided by {deviation:.6f}"
     for name, edge in summary["thresholds"].items():
         yield f"- an image counts as {name} from a score of {edge:.4f} on, chosen on the validation images"
     yield "\n## How it was trained\n"
@@ -105,6 +108,12 @@ def _page(
     yield "- What holds for these hospitals' patients and machines need not hold for others': test it on your own first"
     yield "  (`fedward evaluate`)."
     yield "- Weights can tell about the patients they were trained on: pass them on only where the study allows it."
+
+
+def _normalised(summary: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Mean and standard deviation of each channel, where the study has pixels normalised."""
+    basis = summary.get("basis") or {"mean": [], "deviation": []}
+    return list(zip(basis["mean"], basis["deviation"], strict=True))
 
 
 def _rows(metrics: Mapping[str, Mapping[str, float | None]]) -> Iterator[str]:

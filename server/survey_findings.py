@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from common.html import Tone
 from common.survey import SPLITS, ClassCounts, PixelSums, one_class
-from server.report.words import count, listing, plural
+from server.report.words import count, listing
 from server.survey import Surveyed
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
@@ -69,7 +69,7 @@ def _of_sites(found: Surveyed) -> Iterator[Finding]:
     if found.silent:
         yield Finding(
             "bad",
-            f"{_sites(found.silent)} did not answer, or not so that it counts",
+            f"no answer, or none that counts: {_sites(found.silent)}",
             "see below why; what was measured stays as it is for this run, so settle it and survey a renamed study",
         )
     train = {site: told.images.get("train", 0) for site, told in found.sites.items()}
@@ -77,13 +77,13 @@ def _of_sites(found: Surveyed) -> Iterator[Finding]:
         largest, smallest = max(train, key=train.__getitem__), min(train, key=train.__getitem__)
         yield Finding(
             "unsure",
-            f"{largest} has {plural(train[largest], 'training image')}, {smallest} has {count(train[smallest])}",
+            f"training images: {count(train[largest])} at {largest}, {count(train[smallest])} at {smallest}",
             "a mean weighted by images follows the largest site; look at each site's own result in the report",
         )
 
 
 def _of_splits(found: Surveyed) -> Iterator[Finding]:
-    for split, what in (("val", "model and threshold are chosen"), ("test", "the model is tested")):
+    for split, what in (("val", "model and threshold are chosen without"), ("test", "the model is tested without")):
         without = [site for site, told in found.sites.items() if not told.images.get(split, 0)]
         if not without:
             continue
@@ -93,7 +93,7 @@ def _of_splits(found: Surveyed) -> Iterator[Finding]:
         yield Finding(
             "bad" if every else "unsure",
             f"no {SPLIT_NAMES[split]} images{least}: {'every site' if every else _sites(without)}",
-            f"{what} without them; let the site put more patients into that split"
+            f"{what} {'any' if every else 'their patients'}; more patients into that split at the site"
             + (", or lower evaluation.min_cell" if few > 1 else ""),
         )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from common.basis import Basis
 from common.errors import DataError
 from common.html import Banner, Block, Cell, Column, Facts, Page, Paragraph, Section, Statement, Table, Tiles, write
-from common.survey import SPLITS, ClassCounts, PixelSums, one_class
+from common.survey import SPLITS, ClassCounts, PixelSums
 from server.report.words import count, number, plural, signed
 from server.survey import Surveyed
 from server.survey_findings import SPLIT_NAMES, Finding, findings, shift
@@ -84,7 +84,7 @@ def _splits(found: Surveyed) -> Table:
             *(
                 Cell(count(images), shade=_share(images, sum(told.images.values())))
                 if (images := told.images.get(split, 0))
-                else Cell("—", title=why, tone="muted")
+                else Cell("—", title=why, tone="muted", shade=0.0)
                 for split in SPLITS
             ),
         ]
@@ -127,9 +127,11 @@ def _classes(found: Surveyed) -> list[Block]:
 
 def _by_class(found: Surveyed, together: ClassCounts, split: int) -> Table:
     names = found.study.class_names[:_MOST_CLASSES]
+    whole = {site: told.images.get(SPLITS[split], 0) for site, told in found.sites.items()}
     told = {site: one.survey.classes for site, one in found.sites.items()} | {_ALL: together}
+    whole[_ALL] = sum(whole.values())
     rows = [
-        [Cell(site), *(_class_cell(found, counts, split, column) for column in range(len(names)))]
+        [Cell(site), *(_class_cell(found, counts, (split, column), whole[site]) for column in range(len(names)))]
         for site, counts in told.items()
         if counts is not None
     ]
@@ -140,15 +142,14 @@ def _by_class(found: Surveyed, together: ClassCounts, split: int) -> Table:
     )
 
 
-def _class_cell(found: Surveyed, counts: ClassCounts, split: int, column: int) -> Cell:
-    images, patients = int(counts.images[split, column, 1]), int(counts.patients[split, column, 1])
-    hidden = bool(counts.withheld[split, column, 1])
+def _class_cell(found: Surveyed, counts: ClassCounts, place: tuple[int, int], whole: int) -> Cell:
+    images, patients, hidden = (int(part[(*place, 1)]) for part in (counts.images, counts.patients, counts.withheld))
     if hidden and not images:
-        return Cell("withheld", title=f"fewer than {found.study.evaluation.min_cell} patients", tone="muted")
-    alone = one_class(found.study)
-    whole = counts.images[split, :, 1].sum() if alone else counts.images[split, column].sum()
+        k = found.study.evaluation.min_cell
+        why = f"fewer than {k} patients, or a count from which such a one would follow"
+        return Cell("withheld", title=why, tone="muted", shade=0.0)
     shown = f"≥ {count(images)}" if hidden else count(images)
-    return Cell(shown, small=plural(patients, "patient") if images else "", shade=_share(images, int(whole)))
+    return Cell(shown, small=plural(patients, "patient") if images else "", shade=_share(images, whole))
 
 
 def _pixels(found: Surveyed) -> list[Block]:

@@ -178,7 +178,7 @@ class Federation:
             approvals.approve(record, role="operator", by="Ann")
             approvals.close()
 
-    def state(self, name: str, *wanted: str, timeout_s: float = 90.0) -> dict[str, Any]:
+    def state(self, name: str, *wanted: str, timeout_s: float = 200.0) -> dict[str, Any]:
         """Wait until the run is in one of these states."""
         wait_for(lambda: self.facts(name)["state"] in wanted, f"{name} to be {wanted}", self, timeout_s)
         return self.facts(name)
@@ -196,7 +196,7 @@ class Federation:
         return path.read_text() if path.exists() else ""
 
 
-def wait_for(ready: Callable[[], bool], what: str, federation: Federation, timeout_s: float = 60.0) -> None:
+def wait_for(ready: Callable[[], bool], what: str, federation: Federation, timeout_s: float = 150.0) -> None:
     """Poll; on a timeout, all logs are shown."""
     ends = time.monotonic() + timeout_s
     while time.monotonic() < ends:

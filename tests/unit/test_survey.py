@@ -272,7 +272,7 @@ def test_a_site_that_surveys_nonsense_is_named_and_does_not_count(what: str, gri
     found = surveys.take(link(fed.Bent(grid, bend)), less)
     assert found is not None
     assert list(found.sites) == ["site-1", "site-3"]
-    assert any("site-2 did not answer" in one.text for one in findings(found))
+    assert any("no answer, or none that counts: site-2" in one.text for one in findings(found))
 
 
 def test_a_survey_under_another_name_does_not_count(grid: InProcessGrid) -> None:
@@ -319,7 +319,7 @@ def test_what_stands_out_is_said_with_a_remedy() -> None:
         "rarer or more frequent than over all sites: site-2 and site-3",
         "darker or brighter than over all sites: site-2",
         "contrast than over all sites: site-2",
-        "site-1 has 100 training images, site-3 has 4",
+        "training images: 100 at site-1, 4 at site-3",
     ):
         assert words in said
     none = survey_of(made, ([[50, 0], [10, 0], [10, 0]], grey(50, 80, 180)))
