@@ -191,7 +191,8 @@ def _number(cell: Mapping[str, Any]) -> str:
 
 
 def interval(cell: Mapping[str, Any]) -> str:
-    """``0.912 [0.880, 0.941]``; ``-`` where the metric is undefined."""
+    """``0.912 [0.880, 0.941]``; the bounds alone where small cells hide the value; ``-`` where it is undefined."""
     if cell["low"] is None:
         return _number(cell)
-    return f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
+    bounds = f"[{cell['low']:.3f}, {cell['high']:.3f}]"
+    return bounds if cell["value"] is None else f"{cell['value']:.3f} {bounds}"

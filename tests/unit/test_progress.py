@@ -173,4 +173,5 @@ def test_the_last_lines_stay_few_with_many_hospitals() -> None:
 def test_an_undefined_metric_is_a_dash() -> None:
     assert interval({"value": None, "low": None, "high": None}) == "-"
     assert interval({"value": 0.5, "low": None, "high": None}) == "0.500"
+    assert interval({"value": None, "low": 0.25, "high": 0.75}) == "[0.250, 0.750]"
     assert interval({"value": 0.5, "low": 0.25, "high": 0.75}) == "0.500 [0.250, 0.750]"
