@@ -28,7 +28,7 @@ from client.training import FitSeed, LocalFit
 from client.vault.view import ViewCache
 from common import protocol
 from common.basis import Basis
-from common.errors import FedwardError, ModelError, ProtocolError, VaultError
+from common.errors import FedwardError, ModelError, PackageError, VaultError
 from common.metrics import Counts, Layout, Moments, Reference
 from common.models import build
 from common.randomness import seed_for
@@ -147,7 +147,7 @@ def handle(message: Message, locate: Callable[[], Path], resident: Resident, per
     try:
         request = protocol.open_request(message)
         if isinstance(request, protocol.DeliveryRequest):
-            raise ProtocolError("finished models come to the resident agent only; run `fedward site up`")
+            raise PackageError("finished models are taken by the resident agent only; run `fedward site up`")
         directory = locate()
         if permit is not None:
             permit(directory, request.task.study)
@@ -186,6 +186,7 @@ def make_app(locate: Locate, resident: Resident | None = None, *, permit: Permit
 
     app = ClientApp()
     app.query("survey")(answer)
+    app.query("model")(answer)
     app.train("fit")(answer)
     app.evaluate("scores")(answer)
     app.evaluate("moments")(answer)

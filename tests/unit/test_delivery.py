@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from client import delivery
 from client.agent import Agent
+from client.app import Resident, handle
 from client.replies import Replies
 from common import protocol
 from common.errors import ProtocolError, RunError
@@ -276,3 +277,9 @@ def test_status_knows_who_has_it_and_a_damaged_list_is_named(site: Site) -> None
     (folder.path / "delivery.json").write_text("{")
     with pytest.raises(RunError, match=r"delivery\.json is damaged"):
         receipts(folder)
+
+
+def test_a_stock_node_says_that_it_takes_no_model(site: Site) -> None:
+    message = site.message(Run(site).request())
+    reply = handle(message, lambda: site.home.directory, Resident("cpu"))
+    assert refused(protocol.open_reply(reply)) == "model-refused"
