@@ -38,7 +38,12 @@ _NOT_BROUGHT = {
     "revoked": "is off the roster, and gets no model",
     "model-refused": "refused the model; its log says why",
 }
-_PHASES = {"training": "training", "evaluating": "evaluating", "testing": "testing the finished model"}
+_PHASES = {
+    "surveying": "surveying",
+    "training": "training",
+    "evaluating": "evaluating",
+    "testing": "testing the finished model",
+}
 _DECIDE = ("approval-pending", "roster-changed")
 _LISTED = 5
 

@@ -87,11 +87,13 @@ def _ask(link: Link, work: Work) -> Surveyed:
     silent: dict[str, str] = {}
     request = protocol.SurveyRequest(work.task(0), measure=True)
     deadline_s = work.deadline_s or study.federation.deadline_s
+    link.watch.surveys(True)
     for answer in Call(link, request, work.sites, deadline_s, lambda: work.quorum - len(sites)).answers():
         try:
             sites[answer.site] = _told(answer, study)
         except ProtocolError as error:
             silent[answer.site] = str(error)
+    link.watch.surveys(False)
     found = Surveyed(study, dict(sorted(sites.items())), dict(sorted(silent.items())))
     link.events.emit("survey", arm=work.arm, repeat=work.repeat, sites=list(found.sites), silent=found.silent)
     if len(sites) < work.quorum:

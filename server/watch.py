@@ -26,13 +26,15 @@ class Watch:
         self._lock = threading.Lock()
         self._facts: dict[str, Any] = {}
         self._waits: dict[str, dict[str, Any]] = {}
-        self._testing = False
+        self._testing = self._surveying = False
 
     def asks(self, sealed: protocol.Sealed, sites: Iterable[str], deadline_s: float) -> None:
         """A request goes out to ``sites``, who have ``deadline_s`` seconds."""
         at, phase = self._clock(), _PHASES[sealed.kind]
         if phase == "evaluating" and self._testing:
             phase = "testing"
+        if phase == "asking" and self._surveying:
+            phase = "surveying"
         with self._lock:
             self._facts = {
                 "phase": phase,
@@ -58,6 +60,10 @@ class Watch:
     def tests(self) -> None:
         """What is evaluated from here on is the final test."""
         self._testing = True
+
+    def surveys(self, now: bool) -> None:
+        """Whether sites are asked to count and measure, and not only whether they take part."""
+        self._surveying = now
 
     def facts(self) -> dict[str, Any]:
         """``phase``, ``round``, ``since``, ``deadline``, ``answered``, ``awaited``, ``waits``; seconds of the epoch."""
