@@ -304,7 +304,7 @@ class _Run:
                 events.emit("begun", study=study.hash, sites=sorted(sites))
                 if self._facts.get("survey_only"):
                     survey_first(link, study, sites, folder.path, folder.base)
-                    return "stopped", f"surveyed, not trained: read {PAGE} in its folder, then resume it"
+                    return "stopped", f"surveyed, not trained; {PAGE} in its folder says what came of it"
                 train(link, study, sites, folder.path, folder.base)
             return "finished", ""
         except Interrupted:

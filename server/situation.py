@@ -168,7 +168,8 @@ def next_steps(facts: Facts) -> Iterator[str]:
     yield from _about_sites(facts)
     active = next((run for run in runs if run["state"] in UNFINISHED), None)
     if active is None and runs and runs[-1]["state"] in RESUMABLE:
-        yield f"mend what it names, then `fedward coordinator resume {runs[-1]['name']}`"
+        first = "read its survey.html" if runs[-1].get("survey_only") else "mend what it names"
+        yield f"{first}, then `fedward coordinator resume {runs[-1]['name']}`"
     elif active is None and runs and runs[-1]["state"] == "finished":
         yield "`fedward coordinator export DIR`, or launch another study"
     elif not runs:
