@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,8 @@ class Federation:
     port: int
     sites: tuple[str, ...]
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    inside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What stands before a process's command, for example ``ip netns exec``."""
 
     @classmethod
     def make(cls, folder: Path, *sites: str, images: int = 120) -> Federation:
@@ -128,7 +130,7 @@ class Federation:
     def _start(self, name: str, script: str, *arguments: object) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(
-                [sys.executable, "-c", script, *map(str, arguments)],
+                [*self.inside.get(name, ()), sys.executable, "-c", script, *map(str, arguments)],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
                 stdout=log,

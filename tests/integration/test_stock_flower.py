@@ -139,7 +139,7 @@ class Stock:
         raise AssertionError(f"no {what} within {seconds} s\n{self.logs()}")
 
     def logs(self) -> str:
-        return "\n".join(f"--- {path.name}\n{path.read_text()[-2000:]}" for path in sorted(self.folder.glob("*.log")))
+        return "\n".join(f"--- {path.name}\n{path.read_text()[-5000:]}" for path in sorted(self.folder.glob("*.log")))
 
     def end(self) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import ssl
@@ -20,6 +21,7 @@ from client import flower_private as flower
 from server.fleet_guard import FLEET, PREFIX, Limits
 from server.superlink import Fleet
 from tests.integration.fleet_fixtures import Authority, new_key, peak_growth, wait_for
+from tests.security.hostile_coordinator import Offer, object_of
 
 LIMITS = Limits(handshake_s=1.5, head_s=1.5, body_pause_s=1.5, clock_s=60.0, reply_bytes=1 << 20, connections=64)
 
@@ -552,6 +554,43 @@ def test_a_reply_has_bounds_and_a_hash(fleet: Fleet, north: Site) -> None:
         assert got.status_code == 200 and not flower.PushObjectResponse.FromString(got.content).stored
         request.object_id = "0" * 64
         assert north.post("push-object", request).status_code == 403
+
+
+def test_a_reply_that_would_grow_is_not_put_together(fleet: Fleet, north: Site) -> None:
+    """A chunk that an array names thirty thousand times: 1 MB uploaded, 15 GB in the coordinator's memory."""
+    chunk, chunk_content = object_of("ArrayChunk", bytes(1 << 19))
+    body = {"dtype": "uint8", "shape": [30_000 << 19], "stype": "numpy.ndarray", "arraychunk_ids": [0] * 30_000}
+    array, array_content = object_of("Array", json.dumps(body).encode(), chunk)
+    record, record_content = object_of("ArrayRecord", json.dumps({"w": array}).encode(), array)
+    with fleet.grid() as grid:
+        ids = grid.push_messages([said(north.node_id)])
+        pulled = north.pull()
+        assert pulled is not None
+        reply = answered(pulled[0])
+        with flower.no_object_id_recompute():
+            made = Offer(
+                flower.message_to_proto(flower.remove_content_from_message(reply)),
+                flower.get_object_tree(reply),
+                {id_: part.deflate() for id_, part in flower.get_all_nested_objects(reply).items()},
+            ).graft("w", {chunk: chunk_content, array: array_content, record: record_content})
+        request = flower.PushMessagesRequest(
+            node=north.node, messages_list=[made.announced], message_object_trees=[made.tree]
+        )
+        announced = flower.PushMessagesResponse.FromString(north.post("push-messages", request).content)
+        assert made.tree.object_id in announced.objects_to_push
+        for object_id in announced.objects_to_push:
+            push = flower.PushObjectRequest(
+                node=north.node,
+                run_id=reply.metadata.run_id,
+                object_id=object_id,
+                object_content=made.objects[object_id],
+                session_id=announced.session_id,
+            )
+            assert north.post("push-object", push).status_code == 200
+        with peak_growth() as grown:
+            (found,) = grid.pull_messages(ids)
+        assert found.has_error()
+        assert grown[0] < 200 << 20
 
 
 def test_keys_of_another_kind_are_not_admitted(authority: Authority, fleet: Fleet) -> None:
