@@ -12,16 +12,18 @@ import threading
 import time
 from collections import deque
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from flwr.app import Message
 
 from client import delivery
+from client.alarms import Alarms
 from client.app import Resident, handle
 from client.approvals import Approvals
 from client.federation import Membership, update_roster
 from client.fleet import Connection, Pace, serve
-from client.health import Pulse
+from client.health import Pulse, Task, Work
 from client.home import Home
 from client.judgement import OVER, Federation
 from client.policy import Policy
@@ -58,6 +60,7 @@ class Agent:
         self._distrusted = False
         self._at_work: Study | None = None  # whose results the last answer may hold
         self._undecided: Study | None = None
+        self._doing = Work()
         self._replies = self._open_replies()
         for study in self._replies.studies():
             if self._approvals.over(study):
@@ -77,8 +80,10 @@ class Agent:
         alias, self._at_work = self.membership.alias, None
         try:
             request = protocol.open_request(message)
-            if isinstance(request, protocol.SurveyRequest) and request.roster:
-                self._take_roster(request.roster)
+            if isinstance(request, protocol.SurveyRequest):
+                self._doing = self._doing.model_copy(update={"program": request.program})
+                if request.roster:
+                    self._take_roster(request.roster)
             if self._distrusted:
                 return protocol.answer(protocol.Refusal(alias, "roster-refused"), message)
             task = request.task
@@ -124,6 +129,10 @@ class Agent:
             logger.exception("unexpected failure")
             no = protocol.Refusal(self.membership.alias, "internal-error")
         return reply if no is None else protocol.answer(no, message)
+
+    def doing(self) -> dict[str, Any]:
+        """What it works on and what it answered last, for ``status``; from any thread."""
+        return self._doing.model_dump()
 
     def undecided(self) -> bool:
         """Whether the study that was last surveyed waits for this site's people, or for its hours."""
@@ -172,6 +181,22 @@ class Agent:
             reply = handle(message, lambda: self.home.directory, self._resident)
             self._record_survey(request, protocol.open_reply(reply))
             return reply
+        task = request.task
+        now = Task(
+            study=task.study.hash,
+            name=task.study.name,
+            kind=message.metadata.message_type,
+            round=task.round,
+            at=self.home.clock().timestamp(),
+        )
+        self._doing = self._doing.model_copy(update={"now": now})
+        try:
+            return self._round(request, message)
+        finally:
+            last = now.model_copy(update={"at": self.home.clock().timestamp()})
+            self._doing = self._doing.model_copy(update={"now": None, "last": last})
+
+    def _round(self, request: _Work, message: Message) -> Message:
         identity = identity_of(request)
         basis = request.task.basis
         if basis is not None and self._replies.bases(identity.study, identity.arm, identity.repeat) - {basis.digest}:
@@ -293,7 +318,8 @@ def _serve(agent: Agent, stop: threading.Event, pace: Pace | None) -> None:
             membership.address, membership.ca_path, membership.key_path, certificate=pair, pace=pace
         )
         logger.info("site %s, coordinator %s", membership.alias, membership.address)
-        with Pulse(agent.home.state, connection):
+        alarms = Alarms(agent.home, connection)
+        with alarms, Pulse(agent.home.state, connection, work=agent.doing, look=alarms.look):
             serve(connection, agent.answer, stop=stop, recheck=agent.recheck, undecided=agent.undecided)
     finally:
         agent.close()

@@ -1,7 +1,8 @@
-"""What ``fedward site up`` and ``health`` do; ``agent_commands`` declares them."""
+"""What ``fedward site up``, ``status`` and ``health`` do; ``agent_commands`` declares them."""
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -37,3 +38,23 @@ def health(site: Path) -> None:
     from client.health import judge
 
     print(judge(Home.open(site).state, time.time()))
+
+
+def status(site: Path, *, as_json: bool) -> None:
+    from client.situation import describe, look
+
+    at = time.time()
+    facts = look(Home.open(site), at)
+    print(json.dumps(facts, ensure_ascii=False) if as_json else "\n".join(describe(facts, at)))
+
+
+def check(site: Path) -> int:
+    """Print the alerts that hold; the exit code for monitoring: 0 none, 1 a warning, 2 something critical."""
+    from client.situation import look
+
+    alerts = look(Home.open(site), time.time())["alerts"]
+    for alert in alerts:
+        print(f"{alert['level']}: {alert['text']}")
+    if not alerts:
+        print("no alerts")
+    return max((("info", "warning", "critical").index(alert["level"]) for alert in alerts), default=0)

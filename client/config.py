@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from client.ingest.kinds import Rules
 from common.errors import VaultError
 from common.files import write_atomically
+from common.webhook import WebhookConfig
 
 SITE_FILE = "site.yaml"
 
@@ -39,6 +40,10 @@ class SiteConfig(BaseModel):
     """Shares of train, val and test for patients to whom no label sheet gives a split."""
     compression: Literal["none", "jpeg-ls"] = "none"
     rules: Rules = Field(default=Rules(), alias="import")
+    webhook: WebhookConfig | None = None
+    """Where this site's alerts go beside its log."""
+    unreachable_hours: Annotated[float, Field(gt=0.0)] = 12.0
+    """A coordinator that has not answered for so long is an alert."""
 
     @model_validator(mode="after")
     def _shares(self) -> Self:

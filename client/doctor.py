@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from client.home import Home, Passphrase
 from client.vault import database
@@ -18,11 +18,15 @@ from client.vault.keys import probe
 from common.clock import Clock, now
 from common.errors import FedwardError
 
+if TYPE_CHECKING:
+    from client.federation import Membership
+
 Level = Literal["ok", "warn", "fail"]
 _LEAST_DISK = 2 * 2**30
 _LEAST_MEMORY = 4 * 2**30
 _SLOW_KEY_S = 5.0
 _EXPIRES_DAYS = 30
+_CLOCK_S = 5.0
 _PACKAGES = ("fedward", "flwr", "torch", "torchvision", "cryptography", "pydicom")
 
 
@@ -140,9 +144,25 @@ def _federation(home: Home) -> Iterator[Finding]:
         yield Finding("warn", "federation", f"{text}; a certificate expires in {days} days", "ask for a new kit")
     else:
         yield Finding("ok", "federation", f"{text}, certificates good for {days} days")
+    yield from _coordinator(membership)
     if membership.unconfirmed:
         names = ", ".join(membership.unconfirmed[:5])
         yield Finding("warn", "federation", f"nobody has compared by phone: {names}", "`fedward site confirm`")
+
+
+def _coordinator(membership: Membership) -> Iterator[Finding]:
+    from client.reach import reach
+
+    reached = reach(membership)
+    if reached.problem:
+        remedy = "let one TCP connection out through the firewall (by a proxy: set HTTPS_PROXY), or call them"
+        yield Finding("warn", "network", f"{membership.address} is not reached: {reached.problem}", remedy)
+        return
+    yield Finding("ok", "network", f"{membership.address} answers over TLS")
+    ahead = reached.clock_s
+    if ahead is not None and abs(ahead) > _CLOCK_S:
+        text = f"this machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the coordinator's"
+        yield Finding("warn", "clock", text, "set it (NTP); the agent signs by the coordinator's until then")
 
 
 def _machine(directory: Path) -> Iterator[Finding]:

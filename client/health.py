@@ -10,9 +10,10 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ValidationError
 
@@ -39,8 +40,18 @@ class Link(Protocol):
 class Pulse:
     """Writes ``state/agent.json`` while it is entered."""
 
-    def __init__(self, state: Path, link: Link, *, beat_s: float = BEAT_S) -> None:
+    def __init__(
+        self,
+        state: Path,
+        link: Link,
+        *,
+        beat_s: float = BEAT_S,
+        work: Callable[[], dict[str, Any]] = dict,
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``work``: what the agent does, for ``status``. ``look`` is called at each beat, and logs its own troubles."""
         self._path, self._link, self._beat_s = state / PULSE, link, beat_s
+        self._work, self._look = work, look
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._go, name="fedward-pulse", daemon=True)
 
@@ -63,12 +74,14 @@ class Pulse:
                 if not failed:
                     logger.error("cannot write %s: %s", self._path.name, error.strerror)
                 failed = True
+            self._look()
             if self._end.wait(self._beat_s):
                 return
 
     def _write(self) -> None:
         link = self._link
         told = {"at": time.time(), "state": link.state, "why": link.why, "answered": link.answered}
+        told["work"] = self._work()
         # Not synced to the disk every five seconds: after a power cut there is no agent either.
         partial = self._path.with_name(f".{PULSE}.new")
         partial.write_text(json.dumps(told), encoding="utf-8")
@@ -76,11 +89,44 @@ class Pulse:
         os.replace(partial, self._path)  # noqa: PTH105
 
 
-class _Told(BaseModel):
+class Task(BaseModel):
+    """A request of a round that the agent works on, or that it answered last."""
+
+    study: str
+    name: str
+    kind: str
+    round: int
+    at: float
+    """When it was begun or answered, in seconds of the epoch."""
+
+
+class Work(BaseModel):
+    """What an agent does and did."""
+
+    now: Task | None = None
+    last: Task | None = None
+    program: str = ""
+    """Version of fedward at the coordinator."""
+
+
+class Told(BaseModel):
+    """What an agent last told of itself."""
+
     at: float
     state: str
     why: str
     answered: float | None
+    work: Work = Work()
+
+
+def read(state: Path) -> Told:
+    """What the agent that keeps its memory in ``state`` last told. Raises :class:`Unhealthy` where none did."""
+    try:
+        return Told.model_validate_json((state / PULSE).read_bytes())
+    except FileNotFoundError:
+        raise Unhealthy("no agent runs here; start it with `fedward site up`") from None
+    except (OSError, ValidationError):
+        raise Unhealthy(f"{state / PULSE} cannot be read; look at logs/agent.log and the disk") from None
 
 
 def judge(state: Path, at: float) -> str:
@@ -88,12 +134,7 @@ def judge(state: Path, at: float) -> str:
 
     Raises :class:`Unhealthy` where none runs, where it hangs, and where its coordinator has not answered lately.
     """
-    try:
-        told = _Told.model_validate_json((state / PULSE).read_bytes())
-    except FileNotFoundError:
-        raise Unhealthy("no agent runs here; start it with `fedward site up`") from None
-    except (OSError, ValidationError):
-        raise Unhealthy(f"{state / PULSE} cannot be read; look at logs/agent.log and the disk") from None
+    told = read(state)
     if abs(at - told.at) > SILENT_S:
         raise Unhealthy(
             f"the agent has said nothing for {at - told.at:.0f} s: it was killed or hangs, or the disk is full; "

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from common.words import duration, older
 from server.desk import RESUMABLE, UNFINISHED
 
 Facts = Mapping[str, Any]
@@ -80,26 +81,15 @@ def _site(site: Facts, facts: Facts, now: float) -> str:
     if site["answer"]:
         words.append(_said(site))
     if site["program"]:
-        differs = older(site["program"], facts["program"])
-        words.append(f"fedward {site['program']}" + (f" ({differs})" if differs else ""))
+        behind = {"": "", "theirs": "that site", "ours": "the coordinator"}[older(site["program"], facts["program"])]
+        hint = f" (here is {facts['program']}: {behind} should upgrade)" if behind else ""
+        words.append(f"fedward {site['program']}{hint}")
     return ", ".join(words)
 
 
 def _said(site: Facts) -> str:
     answer: str = site["answer"]
     return ANSWERS.get(answer, answer) + (f" until {_clock(site['until'])}" if site["until"] else "")
-
-
-def older(theirs: str, ours: str) -> str:
-    """Who should upgrade, by two versions of fedward; empty where they are the same."""
-    if theirs == ours:
-        return ""
-    behind = _numbers(theirs) < _numbers(ours)
-    return f"here is {ours}: " + ("that site should upgrade" if behind else "the coordinator should upgrade")
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(part) for part in version.split("+")[0].split(".") if part.isdigit()]
 
 
 def _run(run: Facts, facts: Facts, now: float) -> str:
@@ -210,12 +200,3 @@ def _names(aliases: Sequence[str]) -> str:
 def _clock(at: float) -> str:
     """In this machine's time zone."""
     return datetime.fromtimestamp(at).astimezone().strftime("%a %H:%M")
-
-
-def duration(seconds: float) -> str:
-    """In its largest unit: ``42 s``, ``7 min``, ``5 h``, ``3 days``."""
-    seconds = max(0.0, seconds)
-    for size, unit in ((172_800, 86_400), (7200, 3600), (120, 60)):
-        if seconds >= size:
-            return f"{seconds / unit:.0f} {({86_400: 'days', 3600: 'h', 60: 'min'})[unit]}"
-    return f"{seconds:.0f} s"

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from common.words import duration, older
 from server.history import come_so_far
-from server.situation import describe, duration, next_steps, older
+from server.situation import describe, next_steps
 
 NOW = 1_800_000_000.0
 HASH = "a" * 64
@@ -121,8 +122,7 @@ def test_every_moment_has_its_line(changed: dict[str, Any], says: str) -> None:
 
 
 def test_who_upgrades_is_who_is_older() -> None:
-    assert older("1.0", "1.0") == ""
-    assert "the coordinator should upgrade" in older("1.10.0", "1.9.3")
+    assert [older(*pair) for pair in (("1.0", "1.0"), ("1.10.0", "1.9.3"), ("1.0", "1.0.1"))] == ["", "ours", "theirs"]
     assert [duration(seconds) for seconds in (-5, 119, 120, 7200, 172_800)] == [
         "0 s",
         "119 s",
