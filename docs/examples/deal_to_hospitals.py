@@ -4,7 +4,9 @@
 
 A federation in which each hospital imports its folder then holds the very images, in the very splits, that
 `fedward simulate STUDY --data DIR` gives its virtual ones, and where the sites' aliases are the same too
-(site-1, site-2 …) its numbers are the simulation's.
+(site-1, site-2 …) its numbers are the simulation's. One difference: an import leaves out a picture that the hospital
+has already, a simulation does not. Where there are such, give `--data` a folder of the hospitals' own directories, and
+the study `partition: {kind: natural, column: site}`.
 """
 
 import csv
