@@ -228,7 +228,7 @@ class Agent:
             self.home.record("reply", {**facts, "bytes": len(frozen), **left})
             self._recorded[identity] = generation
         self._replies.keep(identity, frozen)
-        return protocol.thaw(frozen, message)
+        return reply
 
     def _record_survey(self, request: protocol.SurveyRequest, reply: protocol.Reply) -> None:
         """Counts that leave are on record; once, as a survey comes again and again."""

@@ -20,7 +20,6 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from client.evaluation import Scores, predict
-from client.memory import keep_freed_memory
 from client.site import VIEW_CACHE_BYTES, Site
 from client.stock import locate_by_config, permit
 from client.survey import take
@@ -29,6 +28,7 @@ from client.vault.view import ViewCache
 from common import protocol
 from common.basis import Basis
 from common.errors import FedwardError, ModelError, PackageError, VaultError
+from common.memory import keep_freed_memory
 from common.metrics import Counts, Layout, Moments, Reference
 from common.models import build
 from common.randomness import seed_for
@@ -119,7 +119,8 @@ def train(request: protocol.TrainRequest, site: Site, resident: Resident) -> pro
     restore(model, request.weights)
     fit = LocalFit(model, view, study, FitSeed(study.seed, task.repeat, site.alias, task.round), task.basis).run()
     seconds = time.perf_counter() - started
-    return protocol.TrainReply(site.alias, task.round, state_of(model), fit.examples, fit.loss, seconds)
+    state = state_of(model, copy=False)  # encoded before the model changes
+    return protocol.TrainReply(site.alias, task.round, state, fit.examples, fit.loss, seconds)
 
 
 def evaluate(request: protocol.EvaluateRequest, site: Site, resident: Resident) -> protocol.StatisticsReply:

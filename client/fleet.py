@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from flwr.app import Message
 
 from client import flower_private as flower
+from common import objects
 from common.errors import IdentityError
 from common.protocol import SURVEY
 
@@ -185,6 +186,7 @@ class Connection:
 
 _OBJECT_BYTES = 32 << 20
 _MOST_OBJECTS = 100_000
+_AT_ONCE = 4
 _CLOCK_S = 2.0
 _CLOCKS = (1_500_000_000.0, 32_500_000_000.0)
 """Wall clocks that may be told, 2017 to 2999: with the last second that a calendar has, no stamp could be written."""
@@ -233,6 +235,7 @@ class _Agent:
         self._pace = connection.pace
         self._quick_until = 0.0
         self._busy = self._brought = False
+        self._arrays: objects.Arrays = {}  # of the last message
         self._beat = threading.Event()  # set: the heart-beat found that we must connect anew
 
     def run(self) -> None:
@@ -269,6 +272,7 @@ class _Agent:
         if not deciding and time.monotonic() < self._quick_until:
             self._stop.wait(self._pace.quick_s)
             return
+        self._arrays = {}
         # Idle sites that a restart has set off together come apart again.
         ends = time.monotonic() + self._pace.idle_s * random.uniform(0.9, 1.1)  # noqa: S311
         while (left := ends - time.monotonic()) > 0 and not self._stop.wait(min(left, _LOOK_S)):
@@ -330,7 +334,10 @@ class _Agent:
     def _fetch(self, run_id: int, tree: Any, most: int) -> Message:
         """The message, of at most ``most`` bytes on the wire and put together. Raises ``ValueError``, ``_Dropped``."""
         node, left, lock = flower.Node(node_id=self._to.node_id), [most], threading.Lock()
-        wanted = flower.object_ids(tree)
+        # The next round starts from the weights that were just evaluated: they are not fetched twice.
+        known = {id_: self._arrays[id_] for id_ in objects.object_ids(tree) if id_ in self._arrays}
+        self._arrays = known
+        wanted = objects.object_ids(tree, known)
         if len(wanted) > _MOST_OBJECTS:
             raise ValueError(f"{len(wanted)} objects")
 
@@ -363,7 +370,8 @@ class _Agent:
             )
         except flower.ObjectPullError:
             raise _Dropped("its objects never came") from None
-        return flower.inflate(tree.object_id, contents, most)
+        request, self._arrays = flower.inflate(tree.object_id, contents, most, known)
+        return request
 
     def _replied(self, request: Message) -> Message:
         try:
@@ -407,9 +415,11 @@ class _Agent:
                 if not self._to.call("push-object", request, flower.PushObjectResponse, silence_s=patience).stored:
                     raise _Unreachable("the upload was cut; announce it anew")
 
-            flower.push_objects(
-                flower.get_all_nested_objects(reply), push, object_ids_to_push=set(announced.objects_to_push)
-            )
+            objects_of, wanted = flower.get_all_nested_objects(reply), set(announced.objects_to_push)
+            missing = [id_ for id_ in objects_of if id_ in wanted]
+            for start in range(0, len(missing), _AT_ONCE):  # Flower copies all that it is handed before it sends any
+                batch = missing[start : start + _AT_ONCE]
+                flower.push_objects({id_: objects_of.pop(id_) for id_ in batch}, push)
         self._brought = True
 
     # --- staying connected ------------------------------------------------------------------------------------

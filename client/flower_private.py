@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from common import objects
 from common.errors import ProtocolError
-from common.inflation import check_inflated
 
 VERSION = "1.41"
 
@@ -57,7 +57,6 @@ try:
     from flwr.supercore.inflatable.inflatable_object import (
         get_all_nested_objects,
         get_object_tree,
-        iterate_object_tree,
         no_object_id_recompute,
     )
     from flwr.supercore.inflatable.inflatable_utils import (
@@ -78,7 +77,7 @@ __all__ = [
     "PushMessagesRequest", "PushMessagesResponse", "PushObjectRequest", "PushObjectResponse",
     "SendNodeHeartbeatRequest", "SendNodeHeartbeatResponse", "check", "failed", "get_all_nested_objects",
     "get_object_tree", "inflate", "message_from_proto", "message_to_proto", "no_object_id_recompute",
-    "object_ids", "public_bytes", "pull_objects", "push_objects", "remove_content_from_message", "settle", "sign",
+    "public_bytes", "pull_objects", "push_objects", "remove_content_from_message", "settle", "sign",
 ]  # fmt: skip
 
 MEDIA_TYPE = PROTOBUF_MEDIA_TYPE
@@ -123,25 +122,21 @@ def sign(key: ec.EllipticCurvePrivateKey, seconds: float) -> dict[str, str]:
     }
 
 
-def object_ids(tree: Any) -> list[str]:
-    """Every object of a message, children before parents, each once."""
-    return list(dict.fromkeys(node.object_id for node in iterate_object_tree(tree)))
-
-
-def inflate(message_id: str, contents: dict[str, bytes], most_bytes: int) -> Message:
-    """Put a message together; ``contents`` is emptied on the way.
+def inflate(
+    message_id: str, contents: dict[str, bytes], most_bytes: int, known: objects.Arrays
+) -> tuple[Message, objects.Arrays]:
+    """Put a message together; ``contents`` is emptied on the way. Its arrays by their ids, too: ``known`` ones and new.
 
     Raises ``ValueError`` for what is none, and for one whose arrays would hold more than ``most_bytes``.
     """
     try:
-        check_inflated(contents, most_bytes)
-        message = inflate_object_from_contents(message_id, contents)
+        message, arrays = objects.inflate(message_id, contents, most_bytes, known)
     except Exception as error:  # whatever a coordinator may have put there
         raise ValueError(f"{type(error).__name__} in a message's objects") from None
     if not isinstance(message, Message) or not message.has_content():
         raise ValueError("not a message with content")
     message.metadata.__dict__["_message_id"] = message_id
-    return message
+    return message, arrays
 
 
 def failed(request: Message) -> Message:

@@ -15,10 +15,12 @@ from common.errors import ProtocolError
 _ARRAY, _RECORD = "Array", "ArrayRecord"
 
 
-def check_inflated(contents: Mapping[str, bytes], most_bytes: int) -> None:
-    """Raises :class:`ProtocolError` where a message's objects (id -> content, as Flower deflates them) would become
+def check_inflated(contents: Mapping[str, bytes], most_bytes: int, known: Mapping[str, int] | None = None) -> None:
+    """``known``: bytes of arrays that records may name though they are not among ``contents``.
+
+    Raises :class:`ProtocolError` where a message's objects (id -> content, as Flower deflates them) would become
     arrays, or records of them, of more than ``most_bytes``, or cannot be read. Allocates nothing of that size."""
-    arrays: dict[str, int] = {}
+    arrays = dict(known or {})
     records: list[bytes] = []
     try:
         for id_, content in contents.items():

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from numpy.typing import NDArray
@@ -323,17 +324,36 @@ def open_reply(message: Message) -> Reply:
 
 
 def freeze(message: Message) -> bytes:
-    """The content of a reply as bytes, to be kept and sent again."""
-    return bytes(recorddict_to_proto(message.content).SerializeToString())
+    """The content of a reply as bytes, to be kept and sent again; arrays are copied once."""
+    hollow, parts = RecordDict(), []
+    for name, record in message.content.items():
+        if isinstance(record, ArrayRecord):
+            parts += [array.data for array in record.values()]
+            record = ArrayRecord({key: Array(a.dtype, a.shape, a.stype, b"") for key, a in record.items()})
+        hollow[name] = record
+    head = recorddict_to_proto(hollow).SerializeToString()
+    lengths = struct.pack(f">{len(parts) + 1}Q", len(head), *map(len, parts))
+    return b"".join([struct.pack(">H", len(parts)), lengths, head, *parts])
 
 
 def thaw(content: bytes, request: Message) -> Message:
     """The reply to ``request`` that :func:`freeze` was given. Raises :class:`ProtocolError`."""
     try:
-        return Message(recorddict_from_proto(RecordDictProto.FromString(content)), reply_to=request)
+        (count,) = struct.unpack_from(">H", content)
+        first, *rest = struct.unpack_from(f">{count + 1}Q", content, 2)
+        start = 2 + 8 * (count + 1)
+        records = recorddict_from_proto(RecordDictProto.FromString(content[start : start + first]))
+        start += first
+        arrays = [array for record in records.array_records.values() for array in record.values()]
+        for array, length in zip(arrays, rest, strict=True):
+            array.data = content[start : start + length]
+            start += length
+        if start != len(content):
+            raise ValueError("of another length")
+        return Message(records, reply_to=request)
     except Exception as error:
         kind = type(error).__name__
-        raise ProtocolError(f"a kept reply cannot be read ({kind}): it is of another version of Flower") from None
+        raise ProtocolError(f"a kept reply cannot be read ({kind}): it is of another version of fedward") from None
 
 
 def size(content: RecordDict) -> int:

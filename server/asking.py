@@ -111,6 +111,7 @@ def ask(
     ends = link.clock() + deadline_s
     link.watch.asks(sealed, sites, deadline_s)
     waiting = _push(link.grid, sealed, sites, deadline_s + 60.0)
+    del sealed  # a model, which the Grid has by now
     unsent = set(sites) - set(waiting.values())
     pause, got, held = _POLL_S[0], 0, list[str]()
     try:

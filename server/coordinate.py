@@ -20,6 +20,7 @@ from typing import Any
 from common.alerts import Board
 from common.errors import FedwardError, IdentityError, Interrupted, QuorumError
 from common.identity import Address
+from common.memory import keep_freed_memory
 from server.admission import Admission, admit
 from server.alerts import Lookout, ended
 from server.app import survey_first, train
@@ -52,6 +53,7 @@ class Running:
         send: Callable[[dict[str, Any]], None] = lambda told: None,
     ) -> None:
         """``send``: where alerts go beside the log; it must not wait for anybody."""
+        keep_freed_memory()
         self._coordinator = coordinator
         self._board = Board(f"coordinator of {coordinator.config.name}", send, clock=coordinator.clock)
         self._lookout = Lookout(coordinator, self._board, time.time)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from common import objects
 from common.errors import ProtocolError
-from common.inflation import check_inflated
 
 VERSION = "1.41"
 
@@ -413,8 +413,7 @@ class SuperLink:
             contents = self._contents(reply_id)
             if contents is not None:
                 try:
-                    check_inflated(contents, MOST_INFLATED)
-                    reply = inflate_object_from_contents(reply_id, contents)
+                    reply, _ = objects.inflate(reply_id, contents, MOST_INFLATED)
                 except Exception:  # whatever a site may have put there
                     reply = None
                 if not isinstance(reply, Message) or not _same_addresses(reply, sent):

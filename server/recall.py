@@ -57,9 +57,11 @@ class Call:
         """Ask ``sites``; who answers "not now" is held, and who does not answer, for the case that we wait."""
         task = replace(self.request.task, roster=self.link.roster().hash)
         sealed = protocol.seal(replace(self.request, task=task))
-        for answer in ask(self.link, sealed, sites, deadline_s, needed=max(0, self.lacking())):
+        asked, answers = sealed.bytes, ask(self.link, sealed, sites, deadline_s, needed=max(0, self.lacking()))
+        del sealed  # a model, which the Grid has by then
+        for answer in answers:
             self._held.pop(answer.site, None)
-            self._moved[answer.site] += sealed.bytes + answer.bytes
+            self._moved[answer.site] += asked + answer.bytes
             if answer.word == OTHER_ROSTER or answer.word in NOT_NOW or answer.word in UNREACHED:
                 self._held[answer.site] = answer
             else:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from client.memory import keep_freed_memory
 from client.site import Site
 from client.training import FitSeed, LocalFit
 from client.vault.view import ViewCache
+from common.memory import keep_freed_memory
 from common.models import build
 from common.study import Study
 

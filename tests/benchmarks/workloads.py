@@ -20,7 +20,7 @@ from options import Options, Workload
 HERE = Path(__file__).resolve().parent
 TUNING = {
     "BENCH_TUNED": "1",
-    # as client.memory tells the allocator
+    # as common.memory tells the allocator
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
     "MALLOC_TOP_PAD_": str(1 << 26),

@@ -21,6 +21,7 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.task_identity import TaskIdentity
 
 from client import flower_private as flower
+from common import objects as flower_objects
 from common import protocol
 from server.provision import Coordinator
 
@@ -169,7 +170,7 @@ class HostileCoordinator:
 
     def _push_messages(self, body: bytes) -> Any:
         pushed = flower.PushMessagesRequest.FromString(body)
-        ids = list(dict.fromkeys(flower.object_ids(pushed.message_object_trees[0])))
+        ids = list(dict.fromkeys(flower_objects.object_ids(pushed.message_object_trees[0])))
         self._root, self._wanted, self._uploads = pushed.message_object_trees[0].object_id, set(ids), {}
         return flower.PushMessagesResponse(objects_to_push=ids, session_id="s")
 
@@ -178,7 +179,7 @@ class HostileCoordinator:
         self._uploads[pushed.object_id] = pushed.object_content
         if self._offer is not None and self._wanted <= set(self._uploads):
             self._offer.reply = (
-                flower.inflate(self._root, dict(self._uploads), 1 << 30) if self._has_content() else None
+                flower.inflate(self._root, dict(self._uploads), 1 << 30, {})[0] if self._has_content() else None
             )
             self._offer.done.set()
         return flower.PushObjectResponse(stored=True)

@@ -18,6 +18,7 @@ from fastapi.routing import iter_route_contexts
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from client import flower_private as flower
+from common import objects
 from server.fleet_guard import FLEET, PREFIX, Limits
 from server.superlink import Fleet
 from tests.integration.fleet_fixtures import Authority, new_key, peak_growth, wait_for
@@ -385,7 +386,7 @@ def test_who_asks_and_does_not_read_is_hung_up_on(fleet: Fleet, authority: Autho
         run_id, left = pulled[0].metadata.run_id, fleet.refusals["left in the middle"]
         context = ssl.create_default_context(cafile=str(authority.ca))
         deaf = []
-        for object_id in flower.object_ids(pulled[1])[:1]:
+        for object_id in objects.object_ids(pulled[1])[:1]:
             request = flower.PullObjectRequest(node=north.node, run_id=run_id, object_id=object_id).SerializeToString()
             raw = socket.socket()
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -468,7 +469,7 @@ def test_one_site_cannot_read_anothers_messages(fleet: Fleet, north: Site, south
         assert mine is not None
         message, tree = mine
         run_id = message.metadata.run_id
-        for object_id in flower.object_ids(tree):
+        for object_id in objects.object_ids(tree):
             for name in (north.node, south.node):  # its own name, and the other's
                 request = flower.PullObjectRequest(node=name, run_id=run_id, object_id=object_id)
                 assert north.post("pull-object", request).status_code in (401, 403)

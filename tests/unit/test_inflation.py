@@ -56,4 +56,4 @@ def test_records_deeper_than_a_stack_are_no_message() -> None:
         id_, content = object_of("RecordDict", json.dumps({"a": id_}).encode(), id_)
         made[id_] = content
     with pytest.raises(ValueError, match="RecursionError"):
-        flower.inflate(id_, made, 1 << 20)
+        flower.inflate(id_, made, 1 << 20, {})

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from client.memory import keep_freed_memory
+from common.memory import keep_freed_memory
 
 
 def test_the_gnu_allocator_listens() -> None:

@@ -160,3 +160,20 @@ def test_received_weights_are_views_that_nobody_can_write_to() -> None:
     assert isinstance(found, protocol.TrainRequest)
     for value in found.weights.values():
         assert not value.flags.writeable
+
+
+def test_a_kept_reply_comes_back_as_it_was() -> None:
+    asked = fed.request(protocol.seal(protocol.TrainRequest(TASK, fed.weights(0))).content, protocol.TRAIN)
+    for reply in (
+        protocol.TrainReply("site-1", 1, fed.weights(3), 12, 0.25, 1.5),
+        protocol.StatisticsReply("site-1", 1, {"x": np.arange(4), "y": np.zeros((0, 2))}, 0.5),
+        protocol.Refusal("site-1", "vault-unusable"),
+    ):
+        sent = protocol.answer(reply, asked)
+        kept = protocol.freeze(sent)
+        again = protocol.thaw(kept, asked)
+        assert again.content.object_id == sent.content.object_id, "to the coordinator they are the same"
+        assert protocol.freeze(again) == kept
+    for damaged in (b"", kept[:-1], kept + b"x", b"\xff" * 50):
+        with pytest.raises(ProtocolError, match="a kept reply cannot be read"):
+            protocol.thaw(damaged, asked)
