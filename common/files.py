@@ -66,5 +66,14 @@ def sweep(path: Path) -> None:
                 left.unlink()
 
 
+def sweep_folder(folder: Path) -> None:
+    """:func:`sweep` for every file of ``folder``."""
+    for name in {left.name[1:].partition(_NEW)[0] for left in folder.glob(f".*{_NEW}*")}:
+        sweep(folder / name)
+
+
+_NEW = ".new-"
+
+
 def _prefix(path: Path) -> str:
-    return f".{path.name}.new-"
+    return f".{path.name}{_NEW}"

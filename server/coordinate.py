@@ -19,6 +19,7 @@ from typing import Any
 
 from common.alerts import Board
 from common.errors import FedwardError, IdentityError, Interrupted, QuorumError
+from common.files import sweep_folder
 from common.identity import Address
 from common.memory import keep_freed_memory
 from server.admission import Admission, admit
@@ -124,6 +125,7 @@ class Running:
         at = self._coordinator.clock()
         for folder in all_runs(self._coordinator.runs):
             state = folder.state
+            sweep_folder(folder.path)
             if state in (*UNFINISHED, "interrupted") and folder.to_stop:
                 folder.turn("stopped", at, why="asked to")
             elif state in UNFINISHED:

@@ -99,20 +99,21 @@ class Federation:
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     inside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """What stands before a process's command, for example ``ip netns exec``."""
+    prelude: str = ""
+    """Python that each process runs first; ``WHO`` is its name."""
 
     @classmethod
-    def make(cls, folder: Path, *sites: str, images: int = 120) -> Federation:
-        """Provisioned: every site has joined."""
+    def make(cls, folder: Path, *sites: str, images: int = 120, host: str = "127.0.0.1", **more: Any) -> Federation:
+        """Provisioned: every site has joined. The coordinator listens on ``host``."""
         port = free_port()
-        coordinator = Coordinator.init(
-            folder / "coordinator", name="trial", address=f"127.0.0.1:{port}", listen=f"127.0.0.1:{port}", also=[]
-        )
+        address = f"{host}:{port}"
+        coordinator = Coordinator.init(folder / "coordinator", name="trial", address=address, listen=address, also=[])
         for number, alias in enumerate(sites, start=1):
             home = Home.init(folder / alias, alias=alias, synthetic=True)
             fill(home, images, number)
             kit = coordinator.admit(join_request(home).read_bytes())
             join(home, kit, coordinator=coordinator.key.public.fingerprint)
-        return cls(folder, port, sites)
+        return cls(folder, port, sites, **more)
 
     @property
     def coordinator(self) -> Coordinator:
@@ -128,6 +129,7 @@ class Federation:
         self._start(alias, AGENT, self.folder / alias, slow)
 
     def _start(self, name: str, script: str, *arguments: object) -> None:
+        script = f"WHO = {name!r}\n{self.prelude}\n{script}"
         with (self.folder / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(
                 [*self.inside.get(name, ()), sys.executable, "-c", script, *map(str, arguments)],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import RunError
-from common.files import sweep, write_atomically
+from common.files import sweep, sweep_folder, write_atomically
 
 
 def test_written_with_its_mode_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -72,3 +72,5 @@ def test_what_a_kill_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
     assert path.read_bytes() == b"whole"
     assert all(other.exists() for other in others)
     sweep(tmp_path / "none" / "a.bin")
+    sweep_folder(tmp_path)
+    assert {found.name for found in tmp_path.iterdir()} == {"a.bin", "b.bin", "a.bin.new-1", ".a.bin"}
