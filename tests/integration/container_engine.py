@@ -19,6 +19,7 @@ from tests.conftest import IN_CI
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = "python:3.11-slim-bookworm"
 USER = 10001
+FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 _NEEDED = ("dockerd", "containerd", "mmdebstrap", "iptables-save", "iptables-restore")
 
@@ -81,7 +82,7 @@ def engine(folder: Path) -> Iterator[Engine]:
     plugins.mkdir(parents=True)
     (plugins / "docker-compose").symlink_to(Path(sys.executable).parent / "docker-compose")
     os.chown(folder / "home", USER, USER)
-    rules = subprocess.run(["iptables-save"], check=True, capture_output=True).stdout
+    rules, forwarding = _rules(), FORWARDING.read_text()
     made = Engine(folder)
     with (folder / "dockerd.log").open("wb") as log:
         command = ["dockerd", "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec"]
@@ -98,8 +99,18 @@ def engine(folder: Path) -> Iterator[Engine]:
         yield made
     finally:
         _end(made, process)
-        subprocess.run(["iptables-restore"], input=rules, check=True)
+        subprocess.run(["iptables-restore"], input=rules, text=True, check=True)
+        FORWARDING.write_text(forwarding)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rules() -> str:
+    """The firewall's rules for ``iptables-restore``, which leaves a table alone that it is not told of."""
+    found = subprocess.run(["iptables-save"], check=True, capture_output=True, text=True).stdout
+    for table, chains in (("filter", "INPUT FORWARD OUTPUT"), ("nat", "PREROUTING INPUT OUTPUT POSTROUTING")):
+        if f"*{table}\n" not in found:
+            found += f"*{table}\n" + "".join(f":{chain} ACCEPT [0:0]\n" for chain in chains.split()) + "COMMIT\n"
+    return found
 
 
 def _end(made: Engine, process: subprocess.Popen[bytes]) -> None:
