@@ -1,10 +1,10 @@
 """A coordinator and sites in processes of their own, over TLS on loopback: rounds timed, processes watched.
 
-python federated.py SITES ROUNDS MODEL FIT FOLDER [KEY=VALUE …]
+python federated.py SITES ROUNDS MODEL FIT FOLDER [remove]
 
 MODEL: a model of the study; ``trivial`` is a CNN of some hundred parameters. FIT: ``fit``, or ``none``: sites then
-add a little to every weight in place of training, so that all of a round but training is timed. KEY=VALUE: of
-``federation``.
+add a little to every weight in place of training, so that all of a round but training is timed. ``remove``: FOLDER,
+at the end.
 Prints one JSON object: seconds of each round (from one round's end to the next, checkpoint included), and for every
 process its CPU seconds over these rounds and its memory (RSS) before the run, at its peak, and round by round.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import shutil
 import sys
 import threading
 import time
@@ -30,7 +31,7 @@ import client.app
 import torch
 from client.training import Fit
 class Quick:
-    def __init__(self, model, view, study, seed):
+    def __init__(self, model, view, study, seed, *more):
         self.model, self.examples = model, len(view)
         self.step = 1e-4 * (1 + sum(seed.site.encode()) % 7)
     def run(self):
@@ -73,23 +74,21 @@ class Watch:
         self._thread.join()
 
 
-def study(model: str, rounds: int, settings: dict[str, str]) -> str:
+def study(model: str, rounds: int) -> str:
     spec = (
         "{name: cnn, norm: group, params: {filters: [4, 4], hidden: [8]}}"
         if model == "trivial"
         else f"{{name: {model}, norm: batch}}"
     )
-    federation = {"rounds": str(rounds), "deadline_s": "600"} | settings
-    listed = ", ".join(f"{key}: {value}" for key, value in federation.items())
     return (
         "name: bench\ntask: binary\nclasses: [normal, pneumonia]\nseed: 7\n"
         f"image: {{size: {24 if model == 'trivial' else 32}}}\n"
-        f"model: {spec}\ntraining: {{batch_size: 8}}\nfederation: {{{listed}}}\n"
+        f"model: {spec}\ntraining: {{batch_size: 8}}\nfederation: {{rounds: {rounds}, deadline_s: 600}}\n"
         "evaluation: {bootstrap: 100, min_cell: 10}\n"
     )
 
 
-def measure(sites: int, rounds: int, model: str, fit: str, folder: Path, settings: dict[str, str]) -> dict[str, Any]:
+def measure(sites: int, rounds: int, model: str, fit: str, folder: Path) -> dict[str, Any]:
     if fit == "none":
         fixtures.AGENT = NO_FIT + fixtures.AGENT
     names = [f"h{number}" for number in range(1, sites + 1)]
@@ -106,7 +105,7 @@ def measure(sites: int, rounds: int, model: str, fit: str, folder: Path, setting
         fixtures.wait_for(online, "all sites to be online", made, 180)
         time.sleep(1.0)
         watch = Watch({name: process.pid for name, process in made.running.items()})
-        run = made.launch(study(model, rounds, settings))
+        run = made.launch(study(model, rounds))
         made.approve(run, *names)
         done = 0
         while made.facts(run)["state"] not in ("finished", "failed", "stopped"):
@@ -137,5 +136,9 @@ def measure(sites: int, rounds: int, model: str, fit: str, folder: Path, setting
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    options = dict(option.split("=", 1) for option in given[5:])
-    print(json.dumps(measure(int(given[0]), int(given[1]), given[2], given[3], Path(given[4]), options)))
+    place = Path(given[4])
+    try:
+        print(json.dumps(measure(int(given[0]), int(given[1]), given[2], given[3], place)))
+    finally:
+        if given[5:] == ["remove"]:
+            shutil.rmtree(place, ignore_errors=True)

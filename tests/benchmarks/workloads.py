@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import federation_workloads
 import import_workloads
 import peers
 import vault_workloads
@@ -272,4 +273,5 @@ WORKLOADS: dict[str, Workload] = {
     "quickstart": Workload("the quick start, all arms, after installation", quickstart, 1),
     **import_workloads.WORKLOADS,
     **vault_workloads.WORKLOADS,
+    **federation_workloads.WORKLOADS,
 }

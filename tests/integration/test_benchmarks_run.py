@@ -75,6 +75,13 @@ def test_the_workloads_of_a_site_agree_with_the_client(name: str, tmp_path: Path
         assert any(key.endswith("raw / jpeg-ls") and figure["values"][0] > 1.0 for key, figure in figures.items())
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["overhead", "transport", "rounds200"])
+def test_the_workloads_of_a_federation_still_run(name: str) -> None:
+    done = bench("--only", name, "--scale", 0.05)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_figures_of_a_shrunk_workload_do_not_reach_the_results() -> None:
     done = bench("--only", "help", "--scale", 0.5, "--write")
     assert done.returncode == 2
