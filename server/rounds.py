@@ -18,7 +18,7 @@ import numpy as np
 from common import protocol
 from common.basis import Basis
 from common.errors import DataError, FedwardError, ProtocolError, QuorumError, ReplyRefused, RunError
-from common.metrics import Counts, auc
+from common.metrics import Counts, auc_middle
 from common.metrics import Layout as CountsLayout
 from common.models import build_initial
 from common.randomness import seed_for
@@ -249,7 +249,7 @@ class Arm:
             self._without_validation(round_, counts, last)
             return
         loss = counts.loss / counts.images
-        by_class = auc(counts)
+        by_class = auc_middle(counts)
         area = None if np.isnan(by_class).any() else float(by_class.mean())
         record["val_auc"], record["val_loss"] = area, loss
         stopping = federation.early_stopping

@@ -1,6 +1,6 @@
 """The small-cell rule (DESIGN, decision 12): no released number speaks of 1 to k - 1 patients.
 
-What is released instead: of a histogram, blocks of a fixed dyadic grid that hold at least
+What is released instead: of a histogram, blocks of neighbouring bins that hold at least
 k patients each; of a confusion matrix, a column "not released" that gathers the small
 cells of a row; of a class with fewer than k patients, nothing. An *empty* cell is
 released as empty: that nobody is there says nothing about a patient. ``k = 1`` changes
@@ -52,25 +52,43 @@ def withhold(scored: Scored, task: Task, k: int) -> tuple[Scored, Ints]:
 def blocks(position: Ints, patient: Ints, bins: int, k: int) -> tuple[Ints, Ints]:
     """First and last bin of the block that each image is released in, both ``(N,)``.
 
-    The finest partition of the dyadic grid (blocks ``[i·2^l, (i+1)·2^l)``) in which every block is
-    empty or holds at least ``k`` patients; it exists when all images together have ``k`` patients.
-    A block is split as long as neither half would hold 1 to k - 1 patients.
+    The bins are halved again and again, down to pieces ``[i·2^l, (i+1)·2^l)`` of fewer than ``k`` patients or one bin.
+    From the lowest piece on, neighbours are joined until they hold ``k`` patients together; what is left at the top
+    joins the last block. So each block holds ``k`` patients (all of them, where there are fewer), and the few that a
+    good model scores far from their like widen one block instead of hiding every other.
     """
-    low, high = position.copy(), position.copy()
-    active = np.arange(len(position))
-    level = (bins - 1).bit_length()
-    while level > 0 and len(active):
-        half = position[active] >> (level - 1)
-        pairs = np.unique(np.stack([half, patient[active]]), axis=1)
-        names, patients = np.unique(pairs[0], return_counts=True)
-        stuck = np.unique(names[patients < k] >> 1)
-        stays = np.isin(position[active] >> level, stuck)
-        done = active[stays]
-        low[done] = (position[done] >> level) << level
-        high[done] = np.minimum(low[done] + (1 << level) - 1, bins - 1)
-        active = active[~stays]
-        level -= 1
+    first, last = _pieces(position, patient, bins, k)
+    low, high = first.copy(), last.copy()
+    order = np.argsort(first, kind="stable")
+    closed: list[tuple[int, int]] = []
+    start, begin, seen = 0, 0, set[int]()
+    for end in (np.flatnonzero(np.diff(first[order], append=bins)) + 1).tolist():  # of each piece, in ``order``
+        seen.update(patient[order[begin:end]].tolist())
+        begin = end
+        if len(seen) >= k:
+            closed.append((start, end))
+            start, seen = end, set()
+    if start < len(order):
+        closed.append((closed.pop()[0] if closed else 0, len(order)))
+    for begin, end in closed:
+        members = order[begin:end]
+        low[members], high[members] = first[members[0]], last[members[-1]]
     return low, high
+
+
+def _pieces(position: Ints, patient: Ints, bins: int, k: int) -> tuple[Ints, Ints]:
+    """First and last bin of the dyadic piece that each image is in, both ``(N,)``; see :func:`blocks`."""
+    first, last = position.copy(), position.copy()
+    active = np.arange(len(position))
+    for level in range((bins - 1).bit_length(), 0, -1):
+        pairs = np.unique(np.stack([position[active] >> level, patient[active]]), axis=1)
+        names, patients = np.unique(pairs[0], return_counts=True)
+        small = np.isin(position[active] >> level, names[patients < k])
+        done = active[small]
+        first[done] = (position[done] >> level) << level
+        last[done] = np.minimum(first[done] + (1 << level) - 1, bins - 1)
+        active = active[~small]
+    return first, last
 
 
 def placed(scored: Scored, bins: int, k: int) -> tuple[Ints, Ints]:

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-COORDINATOR = "10.77.0.1"
+COORDINATOR = "198.51.100.1"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def wan(sites: Sequence[str], seed: int) -> Iterator[Wan]:
         for number, site in enumerate(sites, start=1):
             _veth(middle, f"s{number}", spaces[site], "eth0")
             _veth(middle, f"c{number}", hub, f"c{number}")
-            _ip("-n", spaces[site], "addr", "add", f"10.77.0.{number + 10}/24", "dev", "eth0")
+            _ip("-n", spaces[site], "addr", "add", f"198.51.100.{number + 10}/24", "dev", "eth0")
             _ip("-n", hub, "link", "set", f"c{number}", "master", "br0")
         _inside(hub, "plain", "br0")
         command = ["ip", "netns", "exec", middle, sys.executable, __file__, "relay", str(seed), str(len(sites))]

@@ -17,7 +17,7 @@ from server.provision import Coordinator
 from tests.integration.federation_fixtures import ROOT, STUDY, Federation, fill, wait_for
 from tests.integration.services_keys import free_port
 
-HUB, HOSPITAL = "10.214.77.1", "10.214.77.2"
+HUB, HOSPITAL = "192.0.2.1", "192.0.2.2"
 KNOCK = """
 import socket, sys
 print([port for port in map(int, sys.argv[2:]) if socket.socket().connect_ex((sys.argv[1], port)) == 0])
