@@ -81,7 +81,9 @@ class Approvals:
             record = self._remember(study, federation)
         now = self._now(federation)
         verdict = judge(study, record, now)
-        if verdict.state == "pending" and not record.decisions and isinstance(now.policy, Policy):
+        # The log is asked too: who brings back the approvals' file of an earlier day does not undo a refusal.
+        undecided = not record.decisions and study.hash not in self._fresh().logged.stopped
+        if verdict.state == "pending" and undecided and isinstance(now.policy, Policy):
             rule = now.policy.automatic(study, federation.coordinator)
             if rule is not None:
                 decision = Decision("approve", now.at, "rule", f"rule {rule} of {POLICY_FILE}", federation, rule=rule)
@@ -165,6 +167,11 @@ class Approvals:
         policy, at, study = self.policy(), self._home.clock(), record.study
         if isinstance(policy, PolicyError):
             raise policy
+        if study.hash != record.hash:
+            raise ApprovalError(
+                f"what is kept as the text of study {record.hash[:12]} is another study's: {APPROVALS_FILE.name} was "
+                "altered; move it away, and the study is asked for anew"
+            )
         before = self.find(record.hash).decisions
         decision = (
             self._of_paper(record, signed, before, at)

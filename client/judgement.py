@@ -8,6 +8,7 @@ the next message of a study that is at work.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -71,6 +72,11 @@ class Federation:
         """Whether ``other`` has the same coordinator and no site that was not here, under the same key."""
         return self.coordinator == other.coordinator and other.sites.items() <= self.sites.items()
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it, each site's key too; hexadecimal."""
+        return hashlib.sha256(json.dumps(vars(self), sort_keys=True, default=dict).encode()).hexdigest()
+
     def facts(self) -> dict[str, Any]:
         """For the audit log."""
         return {"roster": self.roster, "coordinator": self.coordinator, "sites": sorted(self.sites)}
@@ -94,7 +100,7 @@ class Decision:
 
     def line(self, study: str) -> Line:
         """As the audit log has it."""
-        return study, self.role, self.by, self.at.isoformat(timespec="seconds")
+        return study, self.role, self.by, self.at.isoformat(timespec="seconds"), self.rule, self.federation.digest
 
     @property
     def who(self) -> dict[str, Any]:
@@ -109,7 +115,7 @@ class Decision:
         ):  # itself, so that the log alone proves who approved; a huge federation's is too long for an entry
             whole = len(self.signed) <= _MOST_SIGNED
             kept["signed"] = self.signed if whole else hashlib.sha256(self.signed.encode()).hexdigest()
-        return {**kept, **self.federation.facts()}
+        return {**kept, **self.federation.facts(), "federation": self.federation.digest}
 
 
 @dataclass(frozen=True)

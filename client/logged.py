@@ -20,8 +20,10 @@ EVENTS = {
 }
 """What the log calls each kind of decision."""
 
-Line = tuple[str, str, str, str]
-"""An approval in the log: study, role, person, moment to the second."""
+Line = tuple[str, str, str, str, int, str]
+"""An approval in the log: study, role, person, moment to the second, the policy's rule, digest of the federation."""
+Signer = tuple[str, str, frozenset[str]]
+"""Name, fingerprint, roles."""
 
 
 @dataclass(frozen=True)
@@ -32,28 +34,42 @@ class Logged:
     """Approvals since the last refusal, withdrawal or end of their study."""
     until_finish: frozenset[Line] = frozenset()
     """The same, as if no study had ended by its model's coming."""
-    people: frozenset[tuple[str, str]] = frozenset()
-    """Names and fingerprints that were added and not removed since."""
+    stopped: frozenset[str] = frozenset()
+    """Studies that were refused or withdrawn, or ended, and not approved since."""
+    people: frozenset[Signer] = frozenset()
+    """Who was added and not removed since, in the roles in which they were."""
 
 
 def read(entries: Iterable[Entry]) -> Logged:
     """All of it, from the log's beginning."""
     standing: dict[str, set[Line]] = {}
     until_finish: dict[str, set[Line]] = {}
-    people: set[tuple[str, str]] = set()
+    stopped: set[str] = set()
+    people: dict[tuple[str, str], frozenset[str]] = {}
     for entry in entries:
         facts = entry.facts
         study = str(facts.get("study", ""))
         if entry.event == EVENTS["approve"]:
-            line = (study, str(facts.get("role")), str(facts.get("by")), entry.at)
+            who = (str(facts.get("role")), str(facts.get("by")), entry.at, int(facts.get("rule", 0)))
+            line = (study, *who, str(facts.get("federation")))
+            stopped.discard(study)
             standing.setdefault(study, set()).add(line)
             until_finish.setdefault(study, set()).add(line)
         elif entry.event in (EVENTS["refuse"], EVENTS["withdraw"]):
             standing.pop(study, None)
             until_finish.pop(study, None)
+            stopped.add(study)
         elif entry.event == EVENTS["finish"]:
             standing.pop(study, None)
+            stopped.add(study)
         elif entry.event in (ADDED, REMOVED):
             known = (str(facts.get("name")), str(facts.get("fingerprint")))
-            people = people | {known} if entry.event == ADDED else people - {known}
-    return Logged(frozenset().union(*standing.values()), frozenset().union(*until_finish.values()), frozenset(people))
+            people.pop(known, None)
+            if entry.event == ADDED:
+                people[known] = frozenset(facts.get("roles", ()))
+    return Logged(
+        frozenset().union(*standing.values()),
+        frozenset().union(*until_finish.values()),
+        frozenset(stopped),
+        frozenset((*known, roles) for known, roles in people.items()),
+    )

@@ -1,8 +1,9 @@
 """Who may sign approvals here: ``people.json``, names and roles with public keys.
 
-A key counts while the file lists it *and* the audit log says that it was added and not removed since: neither alone is
-enough. Where the file, and ``policy.yaml``, belong to somebody else than the user the agent runs as, that user cannot
-make itself a signer. A person who is removed has signed nothing: what they approved waits for somebody else.
+A key counts while the file lists it *and* the audit log says that it was added, in these roles, and not removed since:
+neither alone is enough. Where the file, and ``policy.yaml``, belong to somebody else than the user the agent runs as,
+that user cannot make itself a signer. A person who is removed has signed nothing: what they approved waits for somebody
+else.
 """
 
 from __future__ import annotations
@@ -76,10 +77,10 @@ def decode(data: bytes) -> tuple[Person, ...]:
     return found
 
 
-def known(people: Iterable[Person], logged: Iterable[tuple[str, str]]) -> tuple[Person, ...]:
-    """Those whom the audit log knows by this name and fingerprint."""
+def known(people: Iterable[Person], logged: Iterable[tuple[str, str, frozenset[str]]]) -> tuple[Person, ...]:
+    """Those whom the audit log knows by this name, fingerprint and roles."""
     there = frozenset(logged)
-    return tuple(one for one in people if (one.name, one.public_key.fingerprint) in there)
+    return tuple(one for one in people if (one.name, one.public_key.fingerprint, frozenset(one.roles)) in there)
 
 
 def add(home: Home, name: str, roles: Sequence[Role], key: PublicKey, *, by: str) -> Person:

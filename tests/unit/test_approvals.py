@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -105,6 +107,7 @@ def test_from_the_first_question_to_the_end(home: Home, clock: Clock) -> None:
         "roster": "r1",
         "coordinator": OURS.coordinator,
         "sites": ["north", "south"],
+        "federation": OURS.digest,
     }
     clock.at += timedelta(days=400)
     assert [one.hash for one in Approvals(home).records()] == [STUDY.derive(seed=1).hash, STUDY.hash]
@@ -190,6 +193,49 @@ def test_a_rule_approves_at_first_sight_only_and_as_long_as_it_stands(home: Home
     agent.approve(agent.find(begun.hash), role="operator", by="Ann")
     write(home, approve_automatically=rule, approvals_needed="[privacy_officer, operator]")
     assert agent.seen(begun, OURS).code == "approval-pending"  # people are at it
+
+
+def by_hand(home: Home, change: str, *values: object) -> None:
+    with closing(sqlite3.connect(home.directory / APPROVALS_FILE)) as connection, connection:
+        connection.execute(change, values)
+
+
+def test_an_approval_that_was_altered_in_the_file_counts_for_nothing(home: Home) -> None:
+    agent = Approvals(home)
+    agent.seen(STUDY, OURS)
+    agent.approve(agent.find(STUDY.hash), role="operator", by="Ann")
+    assert agent.seen(STUDY, OURS).code is None
+    another = replace(OURS, sites={**OURS.sites, "south": "9999-0000"})  # the same aliases and roster, another key
+    more = replace(OURS, sites={**OURS.sites, "west": "5555-6666"})
+    for other in (another, more):
+        text = json.dumps({**vars(other), "sites": dict(other.sites)})
+        by_hand(home, "UPDATE decision SET federation = ?", text)
+        assert agent.seen(STUDY, other).code == "approval-pending"
+        assert Approvals(home).seen(STUDY, other).code == "approval-pending"
+
+
+def test_a_refusal_that_is_in_the_log_alone_keeps_a_rule_from_approving(home: Home) -> None:
+    """The approvals' file of an earlier day is brought back from a backup."""
+    rule = "[{coordinator: abcdefghjkmnpqrs, classes: [normal, pneumonia], most_rounds: 10}]"
+    write(home, approve_automatically=rule)
+    agent = Approvals(home)
+    assert agent.seen(STUDY, OURS).code is None
+    agent.refuse(agent.find(STUDY.hash), by="Ann", why="no ethics vote")
+    by_hand(home, "DELETE FROM decision")
+    assert agent.seen(STUDY, OURS).code == "approval-pending"
+    agent.approve(agent.find(STUDY.hash), role="operator", by="Ann")
+    assert agent.seen(STUDY, OURS).code is None, "a person may think again"
+
+
+def test_another_text_than_the_studys_is_not_approved(home: Home) -> None:
+    agent = Approvals(home)
+    study = STUDY.derive(**{"federation.rounds": 200})
+    agent.seen(study, OURS)
+    harmless = study.derive(**{"federation.rounds": 1}).canonical().decode()
+    by_hand(home, "UPDATE study SET text = ?", harmless)
+    with pytest.raises(ApprovalError, match="was altered"):
+        agent.approve(agent.find(study.hash), role="operator", by="Ann")
+    assert agent.seen(study, OURS).code == "approval-pending"
 
 
 def test_an_approval_that_would_not_count_is_refused_with_the_remedy(home: Home, clock: Clock) -> None:

@@ -153,7 +153,8 @@ def test_rows_written_by_hand_approve_nothing(office: Office) -> None:
             columns + "(?, 'approve', ?, ?, ?, '', ?, ?, ?)",
             *(STUDY.hash, moment, role, person, rule, company, signed),
         )
-        facts = {"study": STUDY.hash, "role": role, "by": person}
+        facts = {"study": STUDY.hash, "role": role, "by": person, "rule": rule}
+        facts["federation"] = Federation(**json.loads(company)).digest
         office.home.audit.append("study-approved", facts, NOW if moment == at else NOW + timedelta(days=90))
         for company_now in (OURS, MORE):
             assert office.state(company_now) in ("pending", "roster-changed"), what
@@ -173,7 +174,8 @@ def test_a_withdrawal_taken_out_of_the_file_holds_and_old_papers_are_no_use(offi
         office.approve(first)
     kept = "INSERT INTO decision SELECT NULL, study, kind, at, role, person, why, rule, federation, signed "
     office.rows(kept + "FROM decision WHERE kind = 'approve'")  # the old approval again, behind the withdrawal
-    office.home.audit.append("study-approved", {"study": STUDY.hash, "role": "privacy_officer", "by": "Ann"}, NOW)
+    facts = {"study": STUDY.hash, "role": "privacy_officer", "by": "Ann", "rule": 0, "federation": OURS.digest}
+    office.home.audit.append("study-approved", facts, NOW)
     assert office.state() == "withdrawn"
     office.approvals.withdraw(office.approvals.find(STUDY.hash), by="Ann")
     office.rows("DELETE FROM decision WHERE kind = 'withdraw'")
@@ -207,6 +209,14 @@ def test_a_key_written_into_the_list_by_hand_signs_nothing(office: Office) -> No
     office.approvals.seen(STUDY, OURS)
     with pytest.raises(ApprovalError, match="nobody here signs"):
         office.approve(office.paper("Eve", by="Eve"))
+
+
+def test_a_role_written_into_the_list_by_hand_counts_for_nothing(office: Office) -> None:
+    path = office.home.directory / people.PEOPLE_FILE
+    path.write_text(path.read_text().replace('"operator"', '"operator",\n    "privacy_officer"'))
+    assert people.read(office.home)[1].roles == ("operator", "privacy_officer", "data_manager")
+    with pytest.raises(ApprovalError, match="nobody here signs"):
+        office.approve(office.paper("Bob", by="Bob"))
 
 
 def test_two_of_a_role_are_two_people(home: Home) -> None:
