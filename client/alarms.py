@@ -67,7 +67,7 @@ class Alarms:
     def look(self) -> None:
         """Look, if it is time; never raises what is expected of a disk or a file."""
         now = self._clock()
-        if now < self._next:
+        if now < self._next <= now + _EVERY_S:  # further away: the clock was set back
             return
         self._next = now + _EVERY_S
         try:

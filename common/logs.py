@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -18,11 +20,19 @@ class JsonLog(logging.Formatter):
         return json.dumps(facts, ensure_ascii=False)
 
 
+class _Private(RotatingFileHandler):
+    """Each file that it begins is its owner's alone, whatever the umask."""
+
+    def _open(self) -> TextIOWrapper:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        return os.fdopen(os.open(self.baseFilename, flags, 0o600), "a", encoding="utf-8")
+
+
 def log_to(path: Path) -> None:
     """Send this program's log to ``path`` (10 MB, nine older ones kept, mode 0600) and to standard error."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = RotatingFileHandler(path, maxBytes=10_000_000, backupCount=9)
-    path.chmod(0o600)
+    file = _Private(path, maxBytes=10_000_000, backupCount=9)
+    path.chmod(0o600)  # an earlier version's
     file.setFormatter(JsonLog())
     screen = logging.StreamHandler()
     screen.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -27,12 +27,11 @@ class Lookout:
     """Called once a tick, in one thread."""
 
     def __init__(self, coordinator: Coordinator, board: Board, clock: Callable[[], float]) -> None:
-        """``clock``: seconds of the wall clock."""
+        """``clock``: seconds; one that is never set, for all here is how long something lasts."""
         self._coordinator, self._board, self._clock = coordinator, board, clock
-        self._began = clock()
         self._absent: dict[str, float] = {}
         self._refused: deque[tuple[float, int]] = deque()
-        self._slow: tuple[float, list[Alert]] = (0.0, [])
+        self._slow: tuple[float, list[Alert]] = (-_SLOW_S, [])
 
     def look(self, told: Mapping[str, Any], trouble: Mapping[str, str]) -> list[dict[str, Any]]:
         """Raise and end alerts by ``told`` (as in ``status.json``) and ``trouble`` (what -> what is wrong, or empty).

@@ -57,7 +57,7 @@ class Running:
         keep_freed_memory()
         self._coordinator = coordinator
         self._board = Board(f"coordinator of {coordinator.config.name}", send, clock=coordinator.clock)
-        self._lookout = Lookout(coordinator, self._board, time.time)
+        self._lookout = Lookout(coordinator, self._board, time.monotonic)
         self._tick_s, self._patience_s, self._pause_s = tick_s, patience_s, pause_s
         listen = Address.parse(coordinator.config.listen)
         self.fleet = Fleet(
@@ -79,7 +79,8 @@ class Running:
     def run(self, *, stop: threading.Event, resume: bool = False) -> None:
         """Serve until ``stop``. Runs that a killed process left are marked; ``resume`` queues the last such run again.
 
-        A disk that is full or a damaged file ends nothing: it is said once, and tried again each tick.
+        A disk that is full or a damaged file ends nothing, nor does a mistake of this program's: it is said once, and
+        tried again each tick.
 
         Raises :class:`RunError` where a coordinator runs in this directory, :class:`FleetError` where the port is
         taken; no run is touched then.
@@ -115,6 +116,10 @@ class Running:
             step()
         except (FedwardError, OSError) as error:
             said = str(error)
+        except Exception as error:
+            said = f"unexpected: {type(error).__name__}: {error}"
+            if said != self._trouble.get(what):
+                logger.exception("%s failed", what)
         if said != self._trouble.get(what, ""):
             logger.log(logging.ERROR if said else logging.INFO, "%s: %s", what, said or "in order again")
         self._trouble[what] = said

@@ -79,7 +79,7 @@ class Courier:
         self._collect()
         self._look()
         online = {alias: status.node_id for alias, status in self._fleet.nodes().items() if status.online}
-        for parcel in self._parcels.values():
+        for parcel in list(self._parcels.values()):
             self._send(parcel, online)
             self._keep(parcel)
         if not self._sent:
@@ -99,14 +99,19 @@ class Courier:
             try:
                 self._parcels[folder.name] = _Parcel(folder, *package(folder, self._coordinator), receipts(folder))
             except FedwardError as error:
-                logger.error("the model of run %s is not brought to its sites: %s", folder.name, error)
-                self._done.add(folder.name)
+                self._give_up(folder, error)
         for name, parcel in list(self._parcels.items()):
             # A revoked site stays among the owed: should it come back with another key, it is still that hospital.
             if not any(parcel.open(alias) for alias in parcel.manifest.sites):
                 self._keep(parcel)
                 del self._parcels[name]
                 self._done.add(name)
+
+    def _give_up(self, folder: RunFolder, error: FedwardError) -> None:
+        """One run's files are damaged: the others' models go on."""
+        logger.error("the model of run %s is not brought until the next start: %s", folder.name, error)
+        self._parcels.pop(folder.name, None)
+        self._done.add(folder.name)
 
     def _send(self, parcel: _Parcel, online: Mapping[str, int]) -> None:
         on_the_way = {alias for run, alias in self._sent.values() if run == parcel.folder.name}
@@ -121,10 +126,14 @@ class Courier:
         ]
         if not due:
             return
-        files = contents(parcel.folder)
-        parcel.manifest.check(files)
+        try:
+            files = contents(parcel.folder)
+            parcel.manifest.check(files)
+            task = protocol.Task(parcel.folder.study)
+        except FedwardError as error:
+            self._give_up(parcel.folder, error)
+            return
         arrays = {name: np.frombuffer(content, np.uint8) for name, content in files.items()}
-        task = protocol.Task(parcel.folder.study)
         sealed = protocol.seal(protocol.DeliveryRequest(task, parcel.signed, arrays))
         if self._grid is None:
             self._grid = self._open.enter_context(self._fleet.post())

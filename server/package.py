@@ -29,7 +29,13 @@ def package(folder: RunFolder, coordinator: Coordinator) -> tuple[Manifest, byte
     """
     path = folder.path / MANIFEST
     if not path.exists():
-        _make(folder, coordinator)
+        try:
+            _make(folder, coordinator)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"run.json or {RESULTS} of run {folder.name} is damaged ({type(error).__name__}); "
+                "restore it from a backup"
+            ) from None
     signed = _read(path)
     manifest, _ = Manifest.open(signed, coordinator.key.public)
     return manifest, signed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,8 +22,10 @@ from server import admission, coordinate
 from server.admission import Admission, admit
 from server.asking import Answer, Link, SignedRoster, ask
 from server.coordinate import Running
+from server.courier import Courier
 from server.desk import CHECKPOINT, RunFolder, at_work, is_at_work, read_status
 from server.events import EventLog
+from server.package import _SUMMARY
 from server.provision import Coordinator
 from tests.integration.services_keys import free_port
 from tests.unit.test_desk import STUDY
@@ -256,6 +259,68 @@ def test_damaged_files_and_full_disks_are_lived_through(
         good_run.ask_to_stop()
         until(lambda: good_run.state == "stopped", up)
     assert bad.state == "damaged"
+
+
+def finished(coordinator: Coordinator, name: str) -> RunFolder:
+    """A run that has finished, whose model is owed to both sites."""
+    run = launched(coordinator, name)
+    value = {"value": 0.9, "low": 0.8, "high": 0.95}
+    arm: dict[str, Any] = {"rounds": 1, "kept_round": 1, "stopped_early": False, "thresholds": {"pneumonia": 0.5}}
+    arm |= {"roc": {}, "test": {"auc": value}, "per_class": {}}
+    (run.path / "results.json").write_text(json.dumps({"arms": {"federated": arm}}))
+    (run.path / "model.json").write_text("{}")
+    (run.path / "model.safetensors").write_bytes(b"weights")
+    run.turn("finished", coordinator.clock(), sites=["north", "west"], roster=coordinator.roster.hash)
+    return run
+
+
+def test_a_run_whose_files_are_damaged_keeps_no_other_runs_model_back(
+    hub: Coordinator, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = Running(hub)
+    running._follow_roster()
+    lost, good = finished(hub, "alost"), finished(hub, "zgood")
+    courier = Courier(hub, running.fleet)
+    courier.step()  # nobody is online
+    (lost.path / "model.safetensors").unlink()
+    odd = finished(hub, "bodd")
+    (odd.path / "results.json").write_text(json.dumps({"arms": {"federated": {key: [] for key in _SUMMARY}}}))
+    undated = finished(hub, "cundated")
+    facts = json.loads((undated.path / "run.json").read_text())
+    del facts["finished"]
+    (undated.path / "run.json").write_text(json.dumps(facts))
+    for status in running.fleet.nodes().values():
+        assert running.fleet._link.state.activate_node(status.node_id, 60.0)
+    for _ in range(3):
+        courier.step()
+    assert set(courier._sent.values()) == {(good.name, "north"), (good.name, "west")}
+    for run in (lost, odd, undated):
+        assert caplog.text.count(f"the model of run {run.name} is not brought") == 1
+    courier.close()
+
+
+def test_a_mistake_of_the_programs_own_is_said_once_and_ends_nothing(
+    hub: Coordinator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = threading.Event()
+    wrong.set()
+
+    def step(self: Courier) -> None:
+        if wrong.is_set():
+            raise KeyError("secret/path")
+
+    caplog.set_level(logging.INFO, "fedward.coordinator")
+    monkeypatch.setattr(Courier, "step", step)
+    with Up(hub) as up:
+        until(lambda: [one["text"] for one in (read_status(hub.directory) or {"alerts": []})["alerts"]], up)
+        status = read_status(hub.directory)
+        assert status is not None
+        assert [one["text"] for one in status["alerts"]] == ["finished models: trouble, see the log"]
+        run = launched(hub)
+        until(lambda: run.state == "waiting", up)
+        assert caplog.text.count("Traceback") == 1
+        wrong.clear()
+        until(lambda: "finished models: in order again" in caplog.text, up)
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "null", '{"at": 1}', "\xff", '{"at":1,"process":1,"port":1,"sites":[]}'])

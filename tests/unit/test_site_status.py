@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from client.health import Pulse
 from client.home import Home
 from client.reach import reach
 from client.situation import describe, look
+from common.alerts import Board
 from server.superlink import Fleet
 from tests.unit import federation as fed
 from tests.unit.test_agent import Site
@@ -96,6 +98,17 @@ def test_a_sites_alerts_go_to_its_webhook_once(site: Site) -> None:
     assert sorted(text.partition(":")[0] for text in there.texts[2:]) == ["over", "over"]
     assert "the study tiny waits for a decision" in there.texts[0]
     assert "the coordinator has not answered for 13 hours" in there.texts[1]
+
+
+def test_a_clock_that_was_set_back_keeps_no_alert_back(site: Site) -> None:
+    now, told = [time.time()], list[dict[str, Any]]()
+    with Alarms(site.home, Link(answered=now[0]), clock=lambda: now[0]) as alarms:
+        alarms._board = Board("north", told.append)
+        alarms.look()
+        site.survey()
+        now[0] -= 86_400.0
+        alarms.look()
+    assert [one["kind"] for one in told] == ["approval-waits"]
 
 
 def test_doctor_tries_the_way_to_the_coordinator(site: Site, tmp_path: Path) -> None:
