@@ -20,6 +20,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from client.evaluation import Scores, predict
+from client.private import PrivateFit
 from client.site import VIEW_CACHE_BYTES, Site
 from client.stock import locate_by_config, permit
 from client.survey import take
@@ -27,7 +28,7 @@ from client.training import FitSeed, LocalFit
 from client.vault.view import ViewCache
 from common import protocol
 from common.basis import Basis
-from common.errors import FedwardError, ModelError, PackageError, VaultError
+from common.errors import FedwardError, ModelError, PackageError, PrivacyError, VaultError
 from common.memory import keep_freed_memory
 from common.metrics import Counts, Layout, Moments, Reference
 from common.models import build
@@ -105,6 +106,10 @@ class Resident:
 def survey(request: protocol.SurveyRequest, site: Site) -> protocol.SurveyReply:
     study = request.task.study
     images = site.images(study, study.evaluation.min_cell)
+    if study.privacy is not None:  # whether there are any is all that a private study is told
+        return protocol.SurveyReply(
+            site.alias, {split: min(count, 1) for split, count in images.items()}, version("fedward")
+        )
     statistics = take(site, study).to_arrays() if request.measure else None
     return protocol.SurveyReply(site.alias, images, version("fedward"), statistics)
 
@@ -117,8 +122,11 @@ def train(request: protocol.TrainRequest, site: Site, resident: Resident) -> pro
     view = site.require(study, "train")
     model = resident.model(study, site.device)
     restore(model, request.weights)
-    fit = LocalFit(model, view, study, FitSeed(study.seed, task.repeat, site.alias, task.round), task.basis).run()
-    seconds = time.perf_counter() - started
+    if study.privacy is not None:
+        fit, seconds = PrivateFit(model, view, study, task.round).run(), 0.0
+    else:
+        fit = LocalFit(model, view, study, FitSeed(study.seed, task.repeat, site.alias, task.round), task.basis).run()
+        seconds = time.perf_counter() - started
     state = state_of(model, copy=False)  # encoded before the model changes
     return protocol.TrainReply(site.alias, task.round, state, fit.examples, fit.loss, seconds)
 
@@ -142,6 +150,12 @@ def moments(request: protocol.MomentsRequest, site: Site, resident: Resident) ->
     return protocol.StatisticsReply(site.alias, request.task.round, sums.to_arrays(), time.perf_counter() - started)
 
 
+def suppressed(request: protocol.EvaluateRequest | protocol.MomentsRequest) -> bool:
+    """Whether what was asked for may not leave: no noise covers it."""
+    study = request.task.study
+    return study.metrics_suppressed or (study.privacy is not None and request.split == "train")
+
+
 def handle(message: Message, locate: Callable[[], Path], resident: Resident, permit: Permit | None = None) -> Message:
     """Answer one message. Whatever goes wrong leaves as a code; its text goes to this machine's log."""
     alias = "unknown"
@@ -163,6 +177,8 @@ def handle(message: Message, locate: Callable[[], Path], resident: Resident, per
             reply = survey(request, site)
         elif isinstance(request, protocol.TrainRequest):
             reply = train(request, site, resident)
+        elif suppressed(request):
+            raise PrivacyError("the study's privacy lets no counts leave; its privacy.evaluation is suppressed")
         elif isinstance(request, protocol.MomentsRequest):
             reply = moments(request, site, resident)
         else:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from client.describe_privacy import leaves_of_private, private_words
 from client.judgement import Federation
 from client.policy import POLICY_FILE, Policy
 from common.errors import ModelError, PolicyError
@@ -53,12 +54,13 @@ def describe(
     policy: Policy | PolicyError,
     *,
     images: Mapping[str, int] | None = None,
+    units: int | None = None,
     images_per_s: float | None = None,
 ) -> str:
     """What is asked, what it costs, what leaves, what that reveals, and who is in it; lines of at most 100 characters.
 
-    ``images`` are this site's labelled ones per split, where they were counted; ``images_per_s`` a measured rate of
-    training here.
+    ``images`` are this site's labelled ones per split, where they were counted, ``units`` its training patients (or
+    images) that a private study protects; ``images_per_s`` is a measured rate of training here.
     """
     parts = [
         ("Study", f"{study.name}, hash {study.hash}"),
@@ -69,7 +71,7 @@ def describe(
         ("Work", _work(study, images, images_per_s)),
         ("Leaves", _leaves(study)),
         ("Stays", "Images, labels, and whatever the vault knows of patients. An error leaves as a code without text."),
-        ("Privacy", _privacy(policy)),
+        ("Privacy", private_words(study, units) if study.privacy is not None else _no_privacy(policy)),
         ("Coordinator", f"{federation.name}, key {federation.coordinator}. It sees what this site sends."),
         *(("Site" if number else "Sites", f"{alias}, key {key}") for number, (alias, key) in _sites(federation)),
         ("Expires", _expires(study, policy)),
@@ -129,7 +131,8 @@ def _work(study: Study, images: Mapping[str, int] | None, images_per_s: float | 
         passes = f"{epochs} passes over the training images" if epochs > 1 else "one pass over the training images"
         trained = None if images is None else images.get("train", 0) * epochs * rounds
     else:
-        passes = f"{training.local_steps} steps of {training.batch_size} images"
+        what = "images" if study.privacy is None else f"{study.privacy.unit}s on average"
+        passes = f"{training.local_steps} steps of {training.batch_size} {what}"
         trained = (training.local_steps or 0) * training.batch_size * rounds
     text = f"{rounds} rounds with {passes} in each; fewer if the study stops early."
     if trained is None:
@@ -148,12 +151,16 @@ def _leaves(study: Study) -> str:
         else "The study sets no smallest cell: a count may be of a single patient, and counts of a small group can be "
         "the scores of its members."
     )
+    told = (
+        f"Of the tests, {often}: counts of images and patients by class and by the model's score, sums of losses, and "
+        f"sums over patients from which intervals are made. {cells}"
+    )
+    if study.privacy is not None:
+        return leaves_of_private(study) + ("" if study.metrics_suppressed else told)
     return (
         f"How many labelled images there are per split. {_surveyed(study)}"
         "From each round the model's weights after training here, how "
-        "many images it was trained on, their mean loss, and how long it took. "
-        f"Of the tests, {often}: counts of images and patients by class and by the model's score, sums of losses, and "
-        f"sums over patients from which intervals are made. {cells}"
+        f"many images it was trained on, their mean loss, and how long it took. {told}"
     )
 
 
@@ -179,7 +186,7 @@ def _surveyed(study: Study) -> str:
     return text
 
 
-def _privacy(policy: Policy | PolicyError) -> str:
+def _no_privacy(policy: Policy | PolicyError) -> str:
     text = (
         "No noise is added: there is no differential privacy, and so no formal bound on what weights or counts tell of "
         "a patient. Weights of a model can reveal whether somebody's image was trained on, and in bad cases what it "

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from common import findings, strict_yaml
 from common.errors import PolicyError
+from common.privacy import promised
 from common.study import MODELS, STRATEGIES, Study, Task
 from common.study_parts import Part
 
@@ -293,7 +294,7 @@ class Policy(Limits):
 
     def objections(self, study: Study) -> list[Objection]:
         """All that ``study`` asks for and this policy does not allow; empty for one that may be approved."""
-        return [*self.exceeded(study), *self._statistics(study), *self._privacy()]
+        return [*self.exceeded(study), *self._statistics(study), *self._privacy(study)]
 
     def _statistics(self, study: Study) -> Iterator[Objection]:
         if study.evaluation.min_cell < self.smallest_cell:
@@ -309,15 +310,20 @@ class Policy(Limits):
         if surveyed:
             yield _objection("statistics", f"its survey asks for {', '.join(surveyed)}", _allows(self.statistics))
 
-    def _privacy(self) -> Iterator[Objection]:
-        least = self.minimum_privacy
-        if least is not None:
-            # Studies of this version have no privacy section: none can give what is asked for.
-            yield _objection(
-                "minimum_privacy",
-                "the study gives no differential privacy, as this version has none",
-                f"asks for epsilon at most {least.epsilon:g} and delta at most {least.delta:g} for each {least.unit}",
-            )
+    def _privacy(self, study: Study) -> Iterator[Objection]:
+        """A study that protects patients protects each of their images too."""
+        least, given = self.minimum_privacy, study.privacy
+        if least is None:
+            return
+        asked = f"asks for epsilon at most {least.epsilon:g} and delta at most {least.delta:g} for each {least.unit}"
+        if given is None:
+            yield _objection("minimum_privacy", "the study gives no differential privacy", asked)
+        elif given.delta > least.delta or given.unit not in (least.unit, "patient") or promised(study) > least.epsilon:
+            gives = f"the study gives epsilon {promised(study):.3g} and delta {given.delta:g} for each {given.unit}"
+            yield _objection("minimum_privacy", gives, asked)
+        elif given.evaluation == "exact":
+            # Counts of test patients are no training of theirs, but no epsilon bounds what they tell.
+            yield _objection("minimum_privacy", "privacy.evaluation is exact, which no epsilon covers", asked)
 
     def open_at(self, at: datetime) -> bool:
         """Whether studies may work here at ``at``, by the wall clock of its time zone."""

@@ -131,6 +131,18 @@ class Site:
             for split, (values, patients) in found.items()
         }
 
+    def training_units(self, study: Study) -> int:
+        """Training patients (or images, where the study protects those) that have a label for the study."""
+        found: set[tuple[str, str, int]] = set()
+        each_image = study.privacy is not None and study.privacy.unit == "image"
+        for vault in self.vaults:
+            rows = [(row.patient, row.labels) for row in vault.each() if row.split == "train"]
+            wanted = targets(study, [labels for _, labels in rows])
+            for number, ((patient, _), target) in enumerate(zip(rows, wanted, strict=True)):
+                if (target == target).any():
+                    found.add((vault.id, patient, number if each_image else 0))
+        return len(found)
+
     def require(self, study: Study, split: Split) -> PreparedView:
         """Like :meth:`view`, but an empty split is an error."""
         view = self.view(study, split)

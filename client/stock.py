@@ -37,6 +37,10 @@ def permit(directory: Path, study: Study) -> None:
     config = SiteConfig.load(directory)
     if config.state is None and config.audit is None:
         return
+    if study.privacy is not None:
+        raise PolicyObjects(
+            "a private study needs the resident agent, which trains no round twice; run `fedward site up`"
+        )
     home = Home.open(directory)
     if (directory / FOLDER / KIT).exists():
         raise PolicyObjects(

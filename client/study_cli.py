@@ -131,8 +131,11 @@ def audit_verify(site: Path) -> None:
     print(f"{count} entries, all as they were written; the last one's hash is {head}")
 
 
-def images_of(home: Home, study: Study) -> Mapping[str, int]:
-    """Labelled images per split that ``study`` would use; opens the vault, and so may ask for its passphrase."""
+def images_of(home: Home, study: Study) -> tuple[Mapping[str, int], int]:
+    """Labelled images per split that ``study`` would use, and training patients (or images) that it would protect.
+
+    Opens the vault, and so may ask for its passphrase.
+    """
     import torch
 
     from client.site import Site
@@ -140,18 +143,20 @@ def images_of(home: Home, study: Study) -> Mapping[str, int]:
 
     with home.vault(read_only=True) as vault:
         site = Site(home.config, home.directory, (vault,), torch.device("cpu"), ViewCache(0), ())
-        return site.images(study)
+        return site.images(study), site.training_units(study)
 
 
 def _described(home: Home, approvals: Approvals, record: Record, images_per_s: float | None) -> str:
     from client.describe import describe
 
-    images = None
+    images = units = None
     try:
-        images = images_of(home, record.study)
+        images, units = images_of(home, record.study)
     except FedwardError as error:
         print(f"fedward: images were not counted: {error}", file=sys.stderr)
-    return describe(record.study, record.federation, approvals.policy(), images=images, images_per_s=images_per_s)
+    return describe(
+        record.study, record.federation, approvals.policy(), images=images, units=units, images_per_s=images_per_s
+    )
 
 
 def _opened(site: Path) -> Home:

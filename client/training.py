@@ -27,10 +27,13 @@ from common.study import ScheduleSpec, Study
 
 @dataclass(frozen=True)
 class Fit:
-    """``examples``: distinct images trained on; ``loss``: mean over all steps' images; ``steps`` taken."""
+    """``examples``: distinct images trained on; ``loss``: mean over all steps' images; ``steps`` taken.
+
+    A private fit says 1 and ``None``.
+    """
 
     examples: int
-    loss: float
+    loss: float | None
     steps: int
 
 

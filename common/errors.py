@@ -152,6 +152,13 @@ class PackageError(FedwardError):
     exit_code = 6
 
 
+class PrivacyError(FedwardError):
+    """The differential privacy that a study asks for cannot be given here."""
+
+    code = "privacy-impossible"
+    exit_code = 2
+
+
 class RoundSpent(FedwardError):
     """A training round was already done from other weights."""
 

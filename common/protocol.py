@@ -96,13 +96,16 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class TrainReply:
-    """One local fit: weights after it, ``examples`` trained on, mean loss, seconds it took."""
+    """One local fit: weights after it, ``examples`` trained on, mean loss, seconds it took.
+
+    Of a private one neither images nor loss nor time leave: ``examples`` is 1, ``loss`` ``None``, ``seconds`` 0.
+    """
 
     site: str
     round: int
     weights: Weights
     examples: int
-    loss: float
+    loss: float | None
     seconds: float
 
 
@@ -274,7 +277,8 @@ def answer(reply: Reply, request: Message) -> Message:
     elif isinstance(reply, TrainReply):
         head |= {"kind": "train", "round": reply.round}
         content["weights"] = pack(reply.weights, DTYPES)
-        content["facts"] = MetricRecord({"examples": reply.examples, "loss": reply.loss, "seconds": reply.seconds})
+        loss = {} if reply.loss is None else {"loss": reply.loss}
+        content["facts"] = MetricRecord({"examples": reply.examples, "seconds": reply.seconds, **loss})
     else:
         head |= {"kind": "statistics", "round": reply.round}
         content["statistics"] = pack(reply.statistics, STATISTICS)
@@ -320,7 +324,8 @@ def open_reply(message: Message) -> Reply:
     if kind == "statistics":
         return StatisticsReply(site, round_, unpack(_record(content, "statistics", ArrayRecord), STATISTICS), seconds)
     weights = unpack(_record(content, "weights", ArrayRecord), DTYPES)
-    return TrainReply(site, round_, weights, _get(facts, "examples", int), _get(facts, "loss", float), seconds)
+    loss = _get(facts, "loss", float) if "loss" in facts else None
+    return TrainReply(site, round_, weights, _get(facts, "examples", int), loss, seconds)
 
 
 def freeze(message: Message) -> bytes:

@@ -44,6 +44,7 @@ from common.study_parts import (
     TrainingSpec,
     Window,
 )
+from common.study_privacy import PrivacySpec, check_privacy
 
 __all__ = [
     "MODELS",
@@ -61,6 +62,7 @@ __all__ = [
     "PartitionSpec",
     "PhantomSpec",
     "PreprocessSpec",
+    "PrivacySpec",
     "Scalar",
     "ScheduleSpec",
     "StrategySpec",
@@ -88,7 +90,7 @@ _CLASSES_SCHEMA: dict[str, Any] = {
 }  # fmt: skip
 
 
-_ADDED: dict[str, Any] = {"survey": [], "image.normalise": "none"}
+_ADDED: dict[str, Any] = {"survey": [], "image.normalise": "none", "privacy": None}
 """Keys added after hospitals had approved studies, and what they are where nobody uses them.
 
 A study without them is written, and so hashed, as it was before: approvals stay good, and older sites can read it.
@@ -114,6 +116,7 @@ class Study(Part):
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
     federation: FederationSpec = FederationSpec()
+    privacy: PrivacySpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     survey: Annotated[tuple[Surveyed, ...], Field(description=_SURVEY)] = ()
     partition: PartitionSpec = PartitionSpec()
@@ -173,6 +176,7 @@ class Study(Part):
                 f"model.name: {self.model.name} classifies whole images; segmentation needs a segmentation model "
                 "installed under the entry point group 'fedward.models'"
             )
+        check_privacy(self)
         return self
 
     def _check_labels(self) -> None:
@@ -184,6 +188,11 @@ class Study(Part):
             for label in labels:
                 if places.setdefault(label, place) != place:
                     raise ValueError(f"{place}: label {label!r} stands in {places[label]} too; keep one of them")
+
+    @property
+    def metrics_suppressed(self) -> bool:
+        """Whether no count of validation or test patients may leave a site."""
+        return self.privacy is not None and self.privacy.evaluation == "suppressed"
 
     @property
     def class_names(self) -> tuple[str, ...]:

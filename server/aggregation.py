@@ -190,7 +190,7 @@ class CollectAggregator(Aggregator):
         if not replies:
             raise QuorumError("no reply to aggregate")
         before = {name: self._sent[name] for name in sorted(self.layout.parameters)}
-        messages = [_as_reply({n: r.weights[n] for n in before}, r.examples, r.loss) for r in replies]
+        messages = [_as_reply({n: r.weights[n] for n in before}, r.examples, r.loss or 0.0) for r in replies]
         after: dict[str, NDArray[Any]] = _next(self._strategy, self._round, before, messages)
         for reply in replies:
             _counters(self.layout, self._sent, after, reply.weights)

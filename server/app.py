@@ -50,7 +50,8 @@ def train(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: P
     arm = finish(work, Arm(link, work).run())
     # Who no longer answered in the last round does not take part in the test either, and that is told.
     last = arm.progress.history[-1]["sites"]
-    present = {site: node for site, node in sites.items() if last[site].get("evaluation") == "ok"}
+    proof = "status" if study.metrics_suppressed else "evaluation"
+    present = {site: node for site, node in sites.items() if last[site].get(proof) == "ok"}
     absent = sorted(set(sites) - set(present))
     if absent:
         link.events.emit("alert", kind="site-lost", sites=absent, why="absent from the last round and from the test")

@@ -36,6 +36,8 @@ class ReplyChecks:
     trainable: Sequence[str]
     cap: float = field(default=0.0)
     norms: list[float] = field(default_factory=list)
+    private: bool = False
+    """Whether the study gives differential privacy."""
 
     def __post_init__(self) -> None:
         self.cap = self.cap or self.spec.first_norm_cap
@@ -46,18 +48,28 @@ class ReplyChecks:
             raise ReplyRefused("it answers under another site's name")
         if reply.round != round_:
             raise ReplyRefused(f"it answers round {reply.round}, not {round_}")
-        if not 0 < reply.examples < _MOST_EXAMPLES:
-            raise ReplyRefused(f"it says it trained on {reply.examples} examples")
-        if not math.isfinite(reply.loss):
-            raise ReplyRefused("its training loss is not finite; a smaller learning rate may help")
-        if reply.loss < 0:
-            raise ReplyRefused(f"its training loss {reply.loss:.3g} is negative, which no loss of ours can be")
+        self._check_facts(reply)
         check_like(reply.weights, sent)
         _check_buffers(reply.weights, sent)
         norm = delta_norm(reply.weights, sent, self.trainable)
         if norm > self.cap and norm > _HARMLESS * _norm(sent, self.trainable):
             raise ReplyRefused(f"its update's norm {norm:.3g} is above the bound {self.cap:.3g}")
         return norm
+
+    def _check_facts(self, reply: TrainReply) -> None:
+        """Raises :class:`ReplyRefused` for a number of examples and a loss that no fit of this study gives."""
+        if self.private:
+            if reply.examples != 1 or reply.loss is not None:
+                raise ReplyRefused(
+                    "it tells of its images what a private study keeps; every site weighs the same there"
+                )
+            return
+        if not 0 < reply.examples < _MOST_EXAMPLES:
+            raise ReplyRefused(f"it says it trained on {reply.examples} examples")
+        if reply.loss is None or not math.isfinite(reply.loss):
+            raise ReplyRefused("its training loss is not finite; a smaller learning rate may help")
+        if reply.loss < 0:
+            raise ReplyRefused(f"its training loss {reply.loss:.3g} is negative, which no loss of ours can be")
 
     def accepted(self, norm: float) -> None:
         """Count a reply that was judged, and then taken, towards the next round's bound."""

@@ -12,6 +12,7 @@ from typing import Any
 from common.errors import RunError
 from common.files import write_atomically
 from common.package import MANIFEST, PAGE, PARTS, STUDY, SUMMARY, Manifest, Part
+from common.privacy import promised, steps_of
 from common.study import Study
 from server.desk import RunFolder
 from server.provision import Coordinator
@@ -98,6 +99,7 @@ def _page(
     yield "\n## How it was trained\n"
     yield f"- by {len(sites)} hospitals of {federation}: {', '.join(sites)}"
     yield f"- for {summary['rounds']} rounds, kept: round {summary['kept_round']}; finished on {finished.date()}"
+    yield f"- {_privacy(study)}"
     yield f"- purpose: {study.governance.purpose or 'the study does not say'}"
     yield f"- ethics: {study.governance.ethics_reference or 'the study does not say'}"
     yield f"- contact: {study.governance.contact or 'the study does not say'}"
@@ -120,6 +122,18 @@ def _normalised(summary: Mapping[str, Any]) -> list[tuple[float, float]]:
     """Mean and standard deviation of each channel, where the study has pixels normalised."""
     basis = summary.get("basis") or {"mean": [], "deviation": []}
     return list(zip(basis["mean"], basis["deviation"], strict=True))
+
+
+def _privacy(study: Study) -> str:
+    privacy = study.privacy
+    if privacy is None:
+        return "without differential privacy: nothing bounds what the weights tell of a patient"
+    counts = "of the tests below, exact counts left" if privacy.evaluation == "exact" else "no test counts left"
+    return (
+        f"with differential privacy for each {privacy.unit} at each hospital: ε at most {promised(study):.3g}, "
+        f"δ {privacy.delta:.3g} over the whole study ({steps_of(study)} steps, gradients clipped to {privacy.clip:g}, "
+        f"{privacy.accountant} accountant); {counts}"
+    )
 
 
 def _rows(metrics: Mapping[str, Mapping[str, float | None]]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from common import privacy
 from common.basis import Basis
 from common.errors import ProtocolError, RunError
 from common.files import write_atomically
@@ -81,10 +82,17 @@ def summary_json(summary: Summary, study: Study) -> dict[str, Any]:
     return found
 
 
+def privacy_json(arm: Trained) -> dict[str, Any]:
+    """What is known of a private arm's privacy without knowing its sites (:func:`common.privacy.facts`)."""
+    rounds, redone = arm.progress.round, arm.progress.facts.get("rounds_redone", 0)
+    return {**privacy.facts(arm.work.study), "rounds": rounds, "rounds_redone": redone}
+
+
 def arm_json(arm: Trained, tested: Tested) -> dict[str, Any]:
     """Training history and test result of one arm, as in ``results.json``."""
-    progress = arm.progress
+    progress, study = arm.progress, arm.work.study
     return {
+        **({"privacy": privacy_json(arm)} if study.privacy is not None else {}),
         "rounds": progress.round,
         "kept_round": progress.facts["kept_round"],
         "stopped_early": progress.facts["stopped_early"],
@@ -108,6 +116,7 @@ def write_model(folder: Path, arm: Trained) -> None:
         "kept_round": arm.progress.facts["kept_round"],
         "thresholds": thresholds_json(arm.thresholds, study),
         "basis": arm.work.basis.json() if arm.work.basis else None,
+        **({"privacy": privacy_json(arm)} if study.privacy is not None else {}),
     }
     write_atomically(folder / "model.json", json.dumps(card, indent=1).encode())
 

@@ -48,6 +48,8 @@ class Work:
     base: Path = Path()
     basis: Basis | None = None
     """What the study takes from its survey (``server.survey``)."""
+    resends: bool = True
+    """Whether a site asked again for a round gives the reply it has kept; simulated sites train again."""
 
     @property
     def key(self) -> dict[str, Any]:
@@ -101,7 +103,8 @@ class Arm:
         self._aggregator: Aggregator = build_aggregator(
             self.study, Layout.of(self._template, self._trainable), sites=len(work.sites)
         )
-        self._checks = ReplyChecks(self.study.federation, self._trainable)
+        private = self.study.privacy is not None
+        self._checks = ReplyChecks(self.study.federation, self._trainable, private=private)
         self._standing = Standing(self.study.federation.set_aside_after)
         self.progress = Progress(weights=self._template)
 
@@ -130,7 +133,13 @@ class Arm:
         self._aggregator.restore(saved.strategy)
         self._checks.cap = saved.facts.get("norm_cap", self._checks.cap)
         self._standing.restore(saved.facts.get("refused", {}))
-        self.link.events.emit("resumed", arm=self.work.arm, repeat=self.work.repeat, round=saved.round)
+        if self.study.privacy is not None and not self.work.resends and not saved.done:
+            # The round at which it stopped may have been trained; trained anew, with other noise, it counts twice.
+            saved.facts["rounds_redone"] = saved.facts.get("rounds_redone", 0) + 1
+            if self.work.checkpoint is not None:
+                save_progress(self.work.checkpoint, saved, key=self.work.key)
+        redone = {"redone": n} if (n := saved.facts.get("rounds_redone")) else {}
+        self.link.events.emit("resumed", arm=self.work.arm, repeat=self.work.repeat, round=saved.round, **redone)
 
     def _round(self, round_: int, rounds: int) -> None:
         started = self.link.clock()
@@ -141,7 +150,11 @@ class Arm:
         self.progress.weights = self._train(round_, sent, record)
         federation = self.study.federation
         last = round_ == rounds
-        if last or (federation.evaluate_every and round_ % federation.evaluate_every == 0):
+        if self.study.metrics_suppressed:
+            self.progress.facts["stopped_early"] = False
+            if last:
+                self._keep(round_, Counts.zero(CountsLayout.of(self.study)))
+        elif last or (federation.evaluate_every and round_ % federation.evaluate_every == 0):
             counts = self._evaluate(round_, record)
             self._judge(round_, counts, record, last)
         record["wall_s"] = round(self.link.clock() - started, 4)
@@ -159,7 +172,7 @@ class Arm:
 
     def _train(self, round_: int, sent: Weights, record: dict[str, Any]) -> Weights:
         self._aggregator.begin(round_, sent)
-        accepted: dict[str, tuple[int, float]] = {}
+        accepted: dict[str, tuple[int, float | None]] = {}
         request = protocol.TrainRequest(self.work.task(round_), sent)
         for answer in self._call(request, lambda: self.work.quorum - len(accepted)).answers():
             record["bytes"] += answer.bytes
@@ -171,16 +184,16 @@ class Arm:
             del answer  # a whole model, while the next one is on its way
         self._require_quorum(round_, len(accepted), record, "status")
         self._checks.next_round()
-        total = sum(examples for examples, _ in accepted.values())
-        # In site order, so that the printed loss is the same whoever answered first.
-        record["train_loss"] = sum(accepted[site][0] * accepted[site][1] for site in sorted(accepted)) / total
+        # In site order, so that the printed loss is the same whoever answered first. Private sites tell none.
+        told = [(n, loss) for n, loss in (accepted[site] for site in sorted(accepted)) if loss is not None]
+        record["train_loss"] = sum(n * loss for n, loss in told) / sum(n for n, _ in told) if told else None
         return self._aggregator.finish()
 
     def _call(self, request: protocol.TrainRequest | protocol.EvaluateRequest, lacking: Callable[[], int]) -> Call:
         return Call(self.link, request, self._standing.asked(self.work.sites), self._deadline_s, lacking)
 
     def _accept(
-        self, round_: int, sent: Weights, answer: Answer, accepted: dict[str, tuple[int, float]]
+        self, round_: int, sent: Weights, answer: Answer, accepted: dict[str, tuple[int, float | None]]
     ) -> dict[str, Any]:
         reply = answer.reply
         if not isinstance(reply, protocol.TrainReply):

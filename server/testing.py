@@ -40,8 +40,13 @@ def test_model(
 
     First pass: histograms, merged. Second pass: per-patient placement sums against the
     merged histogram, for intervals clustered by patient. Raises :class:`QuorumError` when
-    a site does not answer: a test result without it would be another population's.
+    a site does not answer: a test result without it would be another population's. Where the study's privacy
+    suppresses such statistics nobody is asked, and every metric is undefined.
     """
+    if work.study.metrics_suppressed:
+        nobody = Reference(Counts.zero(Layout.of(work.study)), thresholds)
+        none = Moments.zero(Layout.of(work.study))
+        return Tested(summarise(nobody, none, work.study.evaluation.confidence), {}, 0)
     link.watch.tests()
     deadline = work.deadline_s or work.study.federation.deadline_s
     layout = Layout.of(work.study)

@@ -33,7 +33,7 @@ def works(
 
     def work(arm: str, sites: Mapping[str, int]) -> Work:
         checkpoint = folder / arm.replace(":", "-") / "checkpoint.safetensors"
-        return Work(study, arm, repeat, sites, deadline, checkpoint, base)
+        return Work(study, arm, repeat, sites, deadline, checkpoint, base, resends=False)
 
     made = []
     if "pooled" in arms:

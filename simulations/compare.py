@@ -48,7 +48,7 @@ def differences(
     resident: Resident, directories: Mapping[str, Path], trained: Mapping[str, Trained], study: Study, repeat: int
 ) -> list[dict[str, Any]]:
     """Federated minus every other arm: on everybody's test patients, and against a hospital alone also on its own."""
-    if "federated" not in trained or len(trained) == 1:
+    if "federated" not in trained or len(trained) == 1 or study.metrics_suppressed:
         return []
     sites = list(directories)
     ours, owner = everybody(resident, directories, trained["federated"], study)

@@ -56,7 +56,7 @@ def problems(event: Event) -> list[str]:
 
 
 def numbers(event: Event) -> str:
-    parts = [f"loss {event['train_loss']:.3f}"]
+    parts = [f"loss {event['train_loss']:.3f}"] if event["train_loss"] is not None else []
     if event["val_loss"] is not None:
         parts.append(f"val loss {event['val_loss']:.3f}")
     if event["val_auc"] is not None:

@@ -30,6 +30,7 @@ from simulations.engine import InProcessGrid, run_on_ray
 from simulations.environment import Stopwatch
 from simulations.runfolder import Folder, disk_trouble, fresh, require_space, site_log
 from simulations.sites import POOLED, Machine, Prepared, prepare_sites
+from simulations.spending import add_spending, check
 
 FORMAT = 1
 Engine = Literal["inprocess", "ray"]
@@ -141,6 +142,7 @@ class Run:
             ) from None
 
     def _execute(self, events: EventLog, stop: threading.Event) -> list[dict[str, Any]]:
+        check(self.study, self.prepared.sites)
         homes = list(self._homes.values())
         events.emit("started", study=self.study.name, study_hash=self.study.hash, **self._facts())
 
@@ -230,6 +232,7 @@ class Run:
         }
         if alone:
             arms["local"] = local_json(alone)
+        add_spending(study, self.prepared.sites, arms)
         moved = sum(record["bytes"] for arm in trained.values() for record in arm.progress.history)
         moved += sum(result.bytes for result in tested.values())
         result = self._result(number, arms, compared, moved)

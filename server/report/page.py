@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from common.html import Banner, Block, Code, Details, Facts, Page, Paragraph, Row, Section
-from server.report import contrasts, figures, listings, tables, verdict
+from server.report import contrasts, figures, listings, privacy, tables, verdict
 from server.report.results import ARMS, Difference, Run
 from server.report.words import (
     ARM_MEANINGS,
@@ -65,6 +65,7 @@ def sections_of(run: Run, drawn: bool = True, prefix: str = "") -> list[Section]
         Section("curves", "ROC and learning curves", _curves(run, prefix) if drawn else []),
         Section("confusion", "Confusion matrices", _confusion(run)),
         Section("data", "Who holds what", _data(run, drawn, prefix)),
+        Section("privacy", "What protects each patient", privacy.blocks(run)),
         Section("failures", "Refused replies and failures", _failures(run)),
         Section("unreadable", "Unreadable images", [listings.unreadable(run)] if run.unreadable else []),
         Section("cost", "Time and traffic", _cost(run)),
@@ -261,6 +262,7 @@ def _provenance(run: Run) -> list[Block]:
         ("Seed, repeat", f"{run.seed}, {run.repeat + 1}"),
         ("Engine", f"{run.engine}, {plural(run.workers, 'worker')}, {plural(run.threads, 'thread')} each"),
         ("Device", run.device),
+        *([] if run.study.get("privacy") else [("Differential privacy", "none")]),
         ("fedward", run.version),
         *([("Weights kept", kept)] if kept else []),
         *run.environment.items(),

@@ -74,7 +74,7 @@ def test_a_new_sites_policy_and_the_example_can_be_read() -> None:
         (
             {"minimum_privacy": "{epsilon: 8.0, delta: 1.0e-5}"},
             {},
-            "the study gives no differential privacy, as this version has none; "
+            "the study gives no differential privacy; "
             "policy.yaml asks for epsilon at most 8 and delta at most 1e-05 for each patient",
         ),
     ],
@@ -232,3 +232,23 @@ def test_approvals_are_counted_by_role_and_signed_where_asked() -> None:
     ):
         with pytest.raises(PolicyError, match=next(iter(lines))):
             policy(**lines)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "objects"),
+    [
+        ({"epsilon": 8.0, "delta": 1e-5}, False),
+        ({"epsilon": 2.0, "delta": 1e-6}, False),
+        ({"epsilon": 8.1, "delta": 1e-5}, True),
+        ({"epsilon": 8.0, "delta": 2e-5}, True),
+        ({"epsilon": 1.0, "delta": 1e-6, "unit": "image"}, True),
+        ({"epsilon": 1.0, "delta": 1e-6, "evaluation": "exact"}, True),
+        ({"noise_multiplier": 1.0, "sample_rate": 0.01, "delta": 1e-5, "accountant": "rdp"}, False),
+        ({"noise_multiplier": 0.5, "sample_rate": 0.5, "delta": 1e-5, "accountant": "rdp"}, True),
+    ],
+)
+def test_minimum_privacy_is_held_against_what_a_study_promises(privacy: dict[str, object], objects: bool) -> None:
+    private = STUDY.derive(**{"model.norm": "group", "training.local_steps": 10, "training.local_epochs": None})
+    private = private.derive(**{"federation.keep": "last", "privacy": privacy})
+    asks = policy(minimum_privacy="{unit: patient, epsilon: 8.0, delta: 1.0e-5}", most_steps_a_round="10")
+    assert [found.line for found in asks.objections(private)] == (["minimum_privacy"] if objects else [])

@@ -1,0 +1,97 @@
+"""What differentially private training costs, by Opacus' accountants; nothing here knows of studies or sites.
+
+A :class:`Mechanism` is what was, or would be, done: Gaussian noise after Poisson sampling, some steps of it. Any
+sequence of mechanisms composes, whatever their noise, rate and length; add or remove one unit is the neighbourhood.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from common.errors import PrivacyError
+
+Accountant = Literal["prv", "rdp"]
+"""``prv``: numerical composition (Gopi et al. 2021, arXiv:2106.02848), the tighter; ``rdp``: Rényi (Mironov 2017)."""
+
+LEAST_NOISE, MOST_NOISE = 0.05, 10_000.0
+"""Between these a noise multiplier is looked for."""
+_NOT_QUITE = 1e-12
+"""At rate 1 the PRV accountant divides by zero: it is asked for 1 − 10⁻¹², which differs with that chance a step."""
+
+_BEYOND = 100.0
+"""Rényi's bound is given from here on: the PRV accountant's memory grows with ε, and such an ε protects nobody."""
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """``steps`` times: each unit is drawn with probability ``sample_rate``, and the sum of the drawn ones' clipped
+    gradients gets Gaussian noise of ``noise_multiplier`` times the clipping norm."""
+
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+
+
+def epsilon(spent: Sequence[Mechanism], delta: float, accountant: Accountant = "prv") -> float:
+    """The ε of all of ``spent`` together at ``delta``, an upper bound; 0 for nothing, infinite where none is known."""
+    return _epsilon(tuple(one for one in spent if one.steps), delta, accountant)
+
+
+@lru_cache(maxsize=256)
+def noise_multiplier(target: float, delta: float, sample_rate: float, steps: int, accountant: Accountant) -> float:
+    """The least noise, to 0.2 %, with which ``steps`` cost at most ``target``.
+
+    Raises :class:`PrivacyError` where no noise up to :data:`MOST_NOISE` does.
+    """
+
+    def cost(noise: float, by: Accountant = accountant) -> float:
+        return epsilon([Mechanism(noise, sample_rate, steps)], delta, by)
+
+    def bisect(low: float, high: float, by: Accountant, precision: float) -> float:
+        """``high`` costs at most the target, ``low`` more."""
+        while high > low * (1.0 + precision):
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if cost(middle, by) <= target else (middle, high)
+        return high
+
+    # Rényi accounting is quick and nearly right: it leaves little to search for the other.
+    if cost(MOST_NOISE) > target:
+        raise PrivacyError(
+            f"privacy.epsilon {target:g} at delta {delta:g} cannot be met in {steps} steps, whatever the noise; raise "
+            "epsilon, or lower federation.rounds, training.local_steps or training.batch_size"
+        )
+    if cost(MOST_NOISE, "rdp") > target:
+        return bisect(LEAST_NOISE, MOST_NOISE, accountant, 0.004)
+    high = bisect(LEAST_NOISE, MOST_NOISE, "rdp", 0.002)
+    if accountant == "rdp":
+        return high
+    while cost(high) > target:
+        high *= 1.1
+    low = high / 1.05
+    while low > LEAST_NOISE and cost(low) <= target:
+        low, high = low / 1.05, low
+    return bisect(low, high, accountant, 0.004)
+
+
+@lru_cache(maxsize=4096)
+def _epsilon(spent: tuple[Mechanism, ...], delta: float, accountant: Accountant) -> float:
+    if not spent:
+        return 0.0
+    # Late: Opacus imports torch's compiler, which takes seconds.
+    from opacus.accountants import create_accountant  # type: ignore[import-untyped]
+
+    if accountant == "prv" and (bound := _epsilon(spent, delta, "rdp")) > _BEYOND:
+        return bound
+    found = create_accountant(accountant)
+    most = 1.0 - _NOT_QUITE if accountant == "prv" else 1.0
+    found.history = [(one.noise_multiplier, min(one.sample_rate, most), one.steps) for one in spent]
+    with warnings.catch_warnings():
+        # Rényi: that a finer grid of orders might give a smaller ε. PRV: overflows that end in an infinite one.
+        warnings.simplefilter("ignore")
+        value = float(found.get_epsilon(delta))
+    return value if math.isfinite(value) and value >= 0.0 else math.inf
