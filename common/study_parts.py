@@ -178,7 +178,10 @@ class StrategySpec(Part):
 
 
 class EarlyStopping(Part):
-    """Stop after ``patience`` evaluated rounds without ``min_delta`` improvement."""
+    """Stop after ``patience`` evaluated rounds without ``min_delta`` improvement.
+
+    With ``evaluation.min_cell`` above 1 the loss is the metric: small cells leave no more than bounds of the AUC.
+    """
 
     patience: Positive
     metric: Literal["auc", "loss"] = "auc"

@@ -18,7 +18,7 @@ import numpy as np
 from common import protocol
 from common.basis import Basis
 from common.errors import DataError, FedwardError, ProtocolError, QuorumError, ReplyRefused, RunError
-from common.metrics import Counts, auc_middle
+from common.metrics import Counts, auc, auc_bounds
 from common.metrics import Layout as CountsLayout
 from common.models import build_initial
 from common.randomness import seed_for
@@ -262,12 +262,16 @@ class Arm:
             self._without_validation(round_, counts, last)
             return
         loss = counts.loss / counts.images
-        by_class = auc_middle(counts)
-        area = None if np.isnan(by_class).any() else float(by_class.mean())
+        area, bounds = _area(counts)
         record["val_auc"], record["val_loss"] = area, loss
+        if bounds is not None:
+            record["val_auc_bounds"] = bounds
         stopping = federation.early_stopping
-        # Where validation lacks a class there is no AUC: the loss decides then, and in every later round too.
-        by_loss = area is None or (stopping is not None and stopping.metric == "loss")
+        # Where validation lacks a class there is no AUC: the loss decides then, and in every later round too. So it
+        # does where small cells are hidden: the AUC's bounds move with the blocks more than with the model.
+        by_loss = (
+            area is None or self.study.evaluation.min_cell > 1 or (stopping is not None and stopping.metric == "loss")
+        )
         score = -loss if facts.setdefault("judged_by", "loss" if by_loss else "auc") == "loss" else area
         best = facts.get("best_score")
         if score is not None and (best is None or (score, -loss) > (best, -facts["best_loss"])):
@@ -320,3 +324,13 @@ def statistics_of(answer: Answer, round_: int, parse: Callable[[protocol.Statist
         return parse(reply.statistics)
     except FedwardError as error:
         raise ReplyRefused(f"refused: {error}") from None
+
+
+def _area(counts: Counts) -> tuple[float | None, tuple[float, float] | None]:
+    """Mean AUC over the classes, or its bounds where hidden small cells leave no more; neither where a class lacks."""
+    low, high = auc_bounds(counts)
+    if np.isnan(low).any():
+        return None, None
+    if counts.exact:
+        return float(auc(counts).mean()), None
+    return None, (round(float(low.mean()), 6), round(float(high.mean()), 6))

@@ -134,6 +134,9 @@ def _progress(run: Facts) -> str:
         parts.append(f"validation loss {run['val_loss']:.3f}")
     if run["val_auc"] is not None:
         parts.append(f"AUC {run['val_auc']:.3f}")
+    elif run.get("val_auc_bounds"):
+        low, high = run["val_auc_bounds"]
+        parts.append(f"AUC between {low:.3f} and {high:.3f}, as small groups are hidden")
     parts.append(f"{run['bytes'] / 1e6:,.1f} MB moved so far")
     lost = "".join(f"; {site}: {reason}" for site, reason in run["absent"].items())
     return ", ".join(parts) + lost

@@ -61,6 +61,9 @@ def numbers(event: Event) -> str:
         parts.append(f"val loss {event['val_loss']:.3f}")
     if event["val_auc"] is not None:
         parts.append(f"val AUC {event['val_auc']:.3f}")
+    elif "val_auc_bounds" in event:
+        low, high = event["val_auc_bounds"]
+        parts.append(f"val AUC in [{low:.3f}, {high:.3f}]")
     return "  ".join(parts)
 
 

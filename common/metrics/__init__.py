@@ -6,7 +6,7 @@ every site sends :class:`Moments` (sums over its patients of squared influences)
 :func:`summarise` gives each metric with an interval clustered by patient.
 """
 
-from common.metrics.counts import Counts, auc, auc_bounds, auc_middle, roc
+from common.metrics.counts import Counts, auc, auc_bounds, roc
 from common.metrics.intervals import Interval
 from common.metrics.layout import Layout
 from common.metrics.moments import Moments
@@ -25,7 +25,6 @@ __all__ = [
     "Thresholds",
     "auc",
     "auc_bounds",
-    "auc_middle",
     "choose_threshold",
     "roc",
     "summarise",

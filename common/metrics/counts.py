@@ -218,14 +218,6 @@ def auc_bounds(counts: Counts) -> tuple[Floats, Floats]:
     return divide(surely, _all_pairs(counts)), divide(perhaps, _all_pairs(counts))
 
 
-def auc_middle(counts: Counts) -> Floats:
-    """``(C,)`` what models are compared by: :func:`auc`, or the middle of its bounds where not all bins are told."""
-    if counts.exact:
-        return auc(counts)
-    low, high = auc_bounds(counts)
-    return np.asarray((low + high) / 2)
-
-
 def _pairs(counts: Counts, positives: Histogram, negatives: Histogram, ties: int) -> Floats:
     """``(C,)`` pairs whose positive stands in a higher bin than the negative, or (``ties`` = 1) in the same one."""
     bins = counts.layout.bins

@@ -256,7 +256,8 @@ def counts(made: Study, *, right: int = 2, wrong: int = 0, loss: float = 0.5, ne
     """Validation counts of a binary study: of the positives ``right`` stand above all negatives, ``wrong`` below."""
     scores = np.array([0.5] * negatives + [0.9] * right + [0.1] * wrong)[:, None]
     targets = np.array([0.0] * negatives + [1.0] * (right + wrong))[:, None]
-    return Counts.of(scores, targets, np.arange(len(scores)), np.full(len(scores), loss), CountsLayout.of(made))
+    layout, cell = CountsLayout.of(made), made.evaluation.min_cell
+    return Counts.of(scores, targets, np.arange(len(scores)), np.full(len(scores), loss), layout, cell)
 
 
 def failed(to: Message) -> Message:

@@ -175,3 +175,8 @@ def test_an_undefined_metric_is_a_dash() -> None:
     assert interval({"value": 0.5, "low": None, "high": None}) == "0.500"
     assert interval({"value": None, "low": 0.25, "high": 0.75}) == "[0.250, 0.750]"
     assert interval({"value": 0.5, "low": 0.25, "high": 0.75}) == "0.500 [0.250, 0.750]"
+
+
+def test_where_small_groups_are_hidden_the_bounds_are_shown() -> None:
+    (line,) = plain(round_(1, val_auc=None, val_auc_bounds=(0.5, 0.75)))
+    assert "val AUC in [0.500, 0.750]" in line

@@ -629,6 +629,17 @@ def test_the_last_model_is_always_evaluated(every: int, evaluated: list[int]) ->
     assert progress.facts["kept_round"] == 5
 
 
+def test_where_small_cells_are_hidden_the_loss_decides() -> None:
+    study = fed.study(**{"federation.rounds": 3, "evaluation.min_cell": 2, **BEST})
+    sides, losses = [(5, 1), (6, 1), (4, 2)], [0.5, 0.3, 0.4]
+    progress = play(study, by_round(study, sides, losses))
+    assert progress.facts["kept_round"] == 2
+    assert [record["val_auc"] for record in progress.history] == [None, None, 4 / 6]
+    low, high = progress.history[0]["val_auc_bounds"]
+    assert low < 5 / 6 < high
+    assert "val_auc_bounds" not in progress.history[2]
+
+
 def test_where_validation_lacks_a_class_the_loss_decides() -> None:
     study = fed.study(**{"federation.rounds": 3, **BEST})
     losses = [0.5, 0.3, 0.4]
