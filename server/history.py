@@ -10,9 +10,8 @@ _KEPT = ("round", "rounds", "train_loss", "val_loss", "val_auc", "val_auc_bounds
 
 
 def come_so_far(events: Path) -> dict[str, Any]:
-    """Of the last finished round ``round``, ``rounds``, ``train_loss``, ``val_loss``, ``val_auc`` or ``val_auc_bounds``,
-    ``wall_s`` and ``absent`` (alias -> why); of the run ``bytes`` that weights and sums took both ways, and
-    ``set_aside`` (aliases).
+    """Of the last finished round its number, ``rounds``, losses, ``val_auc`` or ``val_auc_bounds``, ``wall_s`` and
+    ``absent`` (alias -> why); of the run ``bytes`` that weights and sums took both ways, and ``set_aside`` (aliases).
 
     Empty before the first round. A round that was played again after a kill counts once.
     """
