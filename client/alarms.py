@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
 
@@ -14,7 +15,7 @@ from client.health import UNANSWERED_S, Link
 from client.home import Home
 from client.judgement import Record, Verdict
 from common.alerts import Alert, Board, expires
-from common.errors import FedwardError
+from common.errors import FedwardError, StudyError
 from common.webhook import Webhook
 
 logger = logging.getLogger("fedward.alerts")
@@ -50,6 +51,7 @@ class Alarms:
     def __init__(self, home: Home, link: Link, *, clock: Callable[[], float] = time.time) -> None:
         """Raises :class:`IdentityError` for a webhook that cannot be used."""
         self._home, self._link, self._clock = home, link, clock
+        self._approvals = Approvals(home)
         config = home.config
         self._webhook = Webhook(config.webhook, home.directory) if config.webhook else None
         send = self._webhook.send if self._webhook else lambda told: None
@@ -61,11 +63,12 @@ class Alarms:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._approvals.close()
         if self._webhook is not None:
             self._webhook.close()
 
     def look(self) -> None:
-        """Look, if it is time; never raises what is expected of a disk or a file."""
+        """Look, if it is time; never raises."""
         now = self._clock()
         if now < self._next <= now + _EVERY_S:  # further away: the clock was set back
             return
@@ -77,18 +80,25 @@ class Alarms:
             if self._trouble != str(error):
                 logger.error("alerts cannot be looked for: %s", error)
             self._trouble = str(error)
+        except Exception as error:  # the pulse, by which the agent's health is judged, must outlive it
+            if self._trouble != repr(error):
+                logger.exception("alerts cannot be looked for")
+            self._trouble = repr(error)
 
     def _found(self, now: float) -> list[Alert]:
         days = Membership.open(self._home).certificate_days(datetime.fromtimestamp(now, UTC))
         silent = now - (self._link.answered or self._began)
         hours = self._home.config.unreachable_hours
-        return list(alerts(studies_of(self._home), days, silent, self._link.state, hours))
+        return list(alerts(studies_of(self._approvals), days, silent, self._link.state, hours))
 
 
-def studies_of(home: Home) -> list[tuple[Record, Verdict]]:
-    """Every study that was asked for here, with what holds for it now, the latest first."""
-    approvals = Approvals(home)
-    try:
-        return [(record, approvals.verdict(record)) for record in approvals.records()]
-    finally:
-        approvals.close()
+def studies_of(approvals: Approvals) -> list[tuple[Record, Verdict]]:
+    """Every study that was asked for here, with what holds for it now, the latest first.
+
+    One that this version of fedward cannot read is left out: nobody can decide about it any more.
+    """
+    found: list[tuple[Record, Verdict]] = []
+    for record in approvals.records():
+        with suppress(StudyError):
+            found.append((record, approvals.verdict(record)))
+    return found

@@ -22,7 +22,7 @@ from client.people import Person, content, decode, known
 from client.policy import POLICY_FILE, Policy, PolicyFile, Role
 from client.replies import Database
 from client.signing import Statement, approval, opened
-from common.errors import ApprovalError, PolicyError
+from common.errors import ApprovalError, PolicyError, StudyError
 from common.study import Study
 
 APPROVALS_FILE = Path("federation") / "approvals.sqlite"
@@ -108,7 +108,10 @@ class Approvals:
         """Whether a study has ended here, so that its kept replies are of no more use."""
         with self._database.transaction("DEFERRED") as connection:
             record = _record(connection, study)
-        return record is not None and self.verdict(record).state in OVER
+        try:
+            return record is not None and self.verdict(record).state in OVER
+        except StudyError:  # of another version of fedward
+            return False
 
     def records(self) -> list[Record]:
         """All studies that were asked for, the latest first."""

@@ -29,10 +29,9 @@ def look(home: Home, at: float) -> dict[str, Any]:
         agent = "runs" if told and abs(at - told.at) <= SILENT_S else "silent"
     except Unhealthy:
         told, agent = None, "off"
-    studies = studies_of(home)
     days = membership.certificate_days(datetime.fromtimestamp(at, UTC))
     approvals = Approvals(home)
-    pause, policy = approvals.paused, approvals.policy()
+    studies, pause, policy = studies_of(approvals), approvals.paused, approvals.policy()
     approvals.close()
     silent = at - told.answered if told is not None and told.answered is not None else 0.0
     state = told.state if told is not None else ""

@@ -92,7 +92,10 @@ class Courier:
         self._open.close()
 
     def _look(self) -> None:
-        """Runs that have finished since."""
+        """Runs that have finished since; and those that somebody has removed, to free some space."""
+        for name, parcel in list(self._parcels.items()):
+            if not parcel.folder.path.is_dir():
+                del self._parcels[name]
         for folder in all_runs(self._coordinator.runs):
             if folder.name in self._done or folder.name in self._parcels or folder.state != "finished":
                 continue

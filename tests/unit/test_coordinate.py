@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -279,7 +280,7 @@ def test_a_run_whose_files_are_damaged_keeps_no_other_runs_model_back(
 ) -> None:
     running = Running(hub)
     running._follow_roster()
-    lost, good = finished(hub, "alost"), finished(hub, "zgood")
+    lost, removed, good = finished(hub, "alost"), finished(hub, "removed"), finished(hub, "zgood")
     courier = Courier(hub, running.fleet)
     courier.step()  # nobody is online
     (lost.path / "model.safetensors").unlink()
@@ -291,6 +292,7 @@ def test_a_run_whose_files_are_damaged_keeps_no_other_runs_model_back(
     (undated.path / "run.json").write_text(json.dumps(facts))
     for status in running.fleet.nodes().values():
         assert running.fleet._link.state.activate_node(status.node_id, 60.0)
+    shutil.rmtree(removed.path)
     for _ in range(3):
         courier.step()
     assert set(courier._sent.values()) == {(good.name, "north"), (good.name, "west")}

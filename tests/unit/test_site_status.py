@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from client import doctor
+from client.agent import Agent
 from client.agent_cli import check, status
 from client.alarms import Alarms
 from client.federation import Membership
@@ -19,11 +20,13 @@ from client.health import Pulse
 from client.home import Home
 from client.reach import reach
 from client.situation import describe, look
+from common import protocol
 from common.alerts import Board
 from server.superlink import Fleet
 from tests.unit import federation as fed
-from tests.unit.test_agent import Site
+from tests.unit.test_agent import OURS, Site
 from tests.unit.test_alerts import Receiver, until
+from tests.unit.test_approvals import by_hand
 
 
 @dataclass
@@ -108,6 +111,26 @@ def test_a_clock_that_was_set_back_keeps_no_alert_back(site: Site) -> None:
         site.survey()
         now[0] -= 86_400.0
         alarms.look()
+    assert [one["kind"] for one in told] == ["approval-waits"]
+
+
+def test_a_study_that_this_version_cannot_read_stops_neither_agent_nor_alerts(site: Site) -> None:
+    site.survey()
+    site.approve()
+    site.train()
+    by_hand(site.home, "UPDATE study SET text = ?", OURS.canonical().decode().replace("epochs", "eras"))
+    site.agent.close()
+    site.agent = Agent(site.home)
+    told = list[dict[str, Any]]()
+    other = protocol.SurveyRequest(protocol.Task(OURS.derive(seed=99)))
+    site.send(other)
+    with Alarms(site.home, Link(answered=time.time())) as alarms:
+        alarms._board = Board("north", told.append)
+        alarms.look()
+        by_hand(site.home, "UPDATE decision SET federation = '{}'")
+        alarms._next = 0.0
+        alarms.look()
+        assert "TypeError" in alarms._trouble
     assert [one["kind"] for one in told] == ["approval-waits"]
 
 
