@@ -27,7 +27,9 @@ BAD = Line(delay_s=0.05, loss=0.02, rate=5e6)
 """A round trip of 100 ms."""
 CUT = ("silent", "down")
 PHASES = {
-    "approving": Point("waiting for approval", "agent", "client.approvals:Approvals.seen", rounds=0, hold=True),
+    "approving": Point(
+        "waiting for approval", "agent", "client.approvals:Approvals.seen", "after", rounds=0, hold=True
+    ),
     "pulling": Point("pulling", "agent", "client.flower_private:pull_objects", hold=True),
     "training": Point("training", "agent", "client.app:train", hold=True),
     "pushing": Point("pushing", "agent", "client.fleet:_Agent._bring", hold=True),

@@ -5,11 +5,12 @@ A sample of :data:`tests.integration.kill_points.POINTS` runs by default, all of
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -30,6 +31,7 @@ from tests.integration.endurance import (
 from tests.integration.federation_fixtures import wait_for
 from tests.integration.kill_points import HELD, POINTS, Point, arm
 
+MOST_RUNS = 25
 TRAINING = Point("training", "agent", "client.app:train", hold=True)
 
 
@@ -43,12 +45,31 @@ def sample() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def enduring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endurance]:
-    with Endurance.of(tmp_path_factory.mktemp("kills")) as found:
-        found.up()
-        yield found
-        for alias in SITES:
-            upkeep.verify(found.made.home(alias))
+def federations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Endurance]]:
+    """One for many tests; another before its sites have been asked for more studies than they take in a day."""
+    now: list[Endurance] = []
+    with contextlib.ExitStack() as up:
+
+        def current() -> Endurance:
+            if not now or now[-1].count >= MOST_RUNS:
+                verified(now)
+                up.close()
+                now.append(up.enter_context(Endurance.of(tmp_path_factory.mktemp("kills"))))
+                now[-1].up()
+            return now[-1]
+
+        yield current
+        verified(now)
+
+
+def verified(so_far: list[Endurance]) -> None:
+    for alias in SITES if so_far else ():
+        upkeep.verify(so_far[-1].made.home(alias))
+
+
+@pytest.fixture
+def enduring(federations: Callable[[], Endurance]) -> Endurance:
+    return federations()
 
 
 @pytest.mark.slow
