@@ -197,8 +197,8 @@ class Agent:
             self._doing = self._doing.model_copy(update={"now": None, "last": last})
 
     def _round(self, request: _Work, message: Message) -> Message:
-        identity = identity_of(request)
-        basis = request.task.basis
+        identity, task = identity_of(request), request.task
+        basis = task.basis
         if basis is not None and self._replies.bases(identity.study, identity.arm, identity.repeat) - {basis.digest}:
             raise RoundSpent(
                 f"study {identity.study[:12]} was trained with other numbers of all sites; the coordinator must go on "
@@ -208,11 +208,17 @@ class Agent:
         if kept is not None:
             logger.info("%s of round %d was answered before; the same reply goes again", identity.kind, identity.round)
             return protocol.thaw(kept, message)
+        if task.study.privacy is not None and self._spent(identity):
+            # With other noise: who may ask again and again averages the noise away.
+            raise RoundSpent(
+                f"round {identity.round} of study {identity.study[:12]} was trained with noise, and the reply is not kept "
+                "any more; the coordinator must go on from a later checkpoint, or start another study"
+            )
         reply = handle(message, lambda: self.home.directory, self._resident)
         if isinstance(protocol.open_reply(reply), protocol.Refusal):
             return reply
         # A fit takes hours; its people may have thought better of it meanwhile.
-        no = self._objection(request.task.study)
+        no = self._objection(task.study)
         if no is not None:
             return protocol.answer(no, message)
         frozen = protocol.freeze(reply)
@@ -222,13 +228,18 @@ class Agent:
         generation = self._resident.site(self.home.directory).vaults[0].generation
         if self._recorded.get(identity) != generation:
             if isinstance(request, protocol.SurveyRequest):
-                left = left_in_survey(request.task.study, protocol.open_reply(reply))
+                left = left_in_survey(task.study, protocol.open_reply(reply))
             else:
                 left = {"weights": identity.digest}
             self.home.record("reply", {**facts, "bytes": len(frozen), **left})
             self._recorded[identity] = generation
         self._replies.keep(identity, frozen)
         return reply
+
+    def _spent(self, identity: Identity) -> bool:
+        """Whether this very training has left before."""
+        round_ = (identity.study, identity.arm, identity.repeat, identity.round)
+        return identity.kind == protocol.TRAIN and self._replies.spent(*round_) is not None
 
     def _record_survey(self, request: protocol.SurveyRequest, reply: protocol.Reply) -> None:
         """Counts that leave are on record; once, as a survey comes again and again."""

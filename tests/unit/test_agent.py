@@ -21,7 +21,7 @@ from client.approvals import Approvals
 from client.federation import join, join_request
 from client.fleet import Pace, _Agent
 from client.home import Home
-from client.policy import POLICY_FILE
+from client.policy import POLICY_FILE, TEMPLATE
 from common import protocol
 from common.basis import Basis
 from common.errors import VaultError
@@ -105,6 +105,35 @@ def test_nothing_is_done_before_people_have_said_yes(site: Site) -> None:
     assert isinstance(site.train(), protocol.TrainReply)
     other = OURS.derive(**{"federation.rounds": 5})
     assert refused(site.survey(other)) == "approval-pending", "one number changed"
+
+
+def test_noise_is_drawn_once_a_round(site: Site) -> None:
+    """Whoever could have a round trained again, with other noise, would average it away."""
+    change = {"training.local_epochs": None, "training.local_steps": 2, "federation.keep": "last"}
+    change |= {"model.norm": "group", "federation.early_stopping": None, "training.class_weighting": "none"}
+    private = OURS.derive(
+        **change, privacy={"noise_multiplier": 1.0, "sample_rate": 0.1, "delta": 1e-3, "accountant": "rdp"}
+    )
+    text = TEMPLATE.replace("most_steps_a_round: null", "most_steps_a_round: 10")
+    (site.home.directory / POLICY_FILE).write_text(text)
+    model, _ = build_initial(private, 1, Path())
+
+    def train(round_: int) -> protocol.Reply:
+        return site.send(protocol.TrainRequest(site.task(private, round=round_), state_of(model)))
+
+    site.survey(private)
+    site.approve()
+    first = train(1)
+    assert isinstance(first, protocol.TrainReply)
+    again = train(1)
+    assert isinstance(again, protocol.TrainReply)
+    assert digest(again.weights) == digest(first.weights), "the one that was kept"
+    assert isinstance(train(2), protocol.TrainReply)
+    assert refused(train(1)) == "round-spent"
+    site.agent.close()
+    site.agent = Agent(site.home)
+    assert refused(train(1)) == "round-spent"
+    assert isinstance(train(2), protocol.TrainReply)
 
 
 def test_a_reply_is_sent_again_and_nothing_is_computed_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
