@@ -211,8 +211,8 @@ class Agent:
         if task.study.privacy is not None and self._spent(identity):
             # With other noise: who may ask again and again averages the noise away.
             raise RoundSpent(
-                f"round {identity.round} of study {identity.study[:12]} was trained with noise, and the reply is not kept "
-                "any more; the coordinator must go on from a later checkpoint, or start another study"
+                f"round {identity.round} of study {identity.study[:12]} was trained with noise, and the reply is not "
+                "kept any more; the coordinator must go on from a later checkpoint, or start another study"
             )
         reply = handle(message, lambda: self.home.directory, self._resident)
         if isinstance(protocol.open_reply(reply), protocol.Refusal):
