@@ -25,7 +25,7 @@ from server.results import arm_json, finish, write_model
 from server.rounds import Arm, Work, quorum_of, survey
 from server.survey import take
 from server.survey_page import PAGE, write_page
-from server.testing import test_model
+from server.testing import SiteGone, test_model
 
 
 def federate(link: Link, study: Study, out: Path, *, base: Path) -> dict[str, Any]:
@@ -52,10 +52,19 @@ def train(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: P
     last = arm.progress.history[-1]["sites"]
     proof = "status" if study.metrics_suppressed else "evaluation"
     present = {site: node for site, node in sites.items() if last[site].get(proof) == "ok"}
+    if present != sites:
+        away = sorted(set(sites) - set(present))
+        link.events.emit("alert", kind="site-lost", sites=away, why="absent from the last round and from the test")
+    tested = None
+    while tested is None:
+        try:
+            tested = test_model(link, work, arm.weights, arm.thresholds, present, own=present)
+        except SiteGone as gone:
+            if len(present) <= work.quorum:
+                raise
+            present = {site: node for site, node in present.items() if site != gone.site}
+            link.events.emit("alert", kind="site-lost", sites=[gone.site], why="left before the end of the test")
     absent = sorted(set(sites) - set(present))
-    if absent:
-        link.events.emit("alert", kind="site-lost", sites=absent, why="absent from the last round and from the test")
-    tested = test_model(link, work, arm.weights, arm.thresholds, present, own=present)
     own = {
         site: {"test": {m: i.to_dict() for m, i in summary.overall.items()}} for site, summary in tested.sites.items()
     }

@@ -15,6 +15,16 @@ from server.recall import Call
 from server.rounds import Work, statistics_of
 
 T = TypeVar("T")
+_GONE = ("study-withdrawn", "approval-refused", "not reachable")
+"""Answers of a site that will not come back into this run: its people have said no, or it is off the roster."""
+
+
+class SiteGone(QuorumError):
+    """``site`` has left in the middle of the test."""
+
+    def __init__(self, text: str, site: str) -> None:
+        super().__init__(text)
+        self.site = site
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,8 @@ def test_model(
 
     First pass: histograms, merged. Second pass: per-patient placement sums against the
     merged histogram, for intervals clustered by patient. Raises :class:`QuorumError` when
-    a site does not answer: a test result without it would be another population's. Where the study's privacy
+    a site does not answer, :class:`SiteGone` where it never will: a test result without it would be another
+    population's. Where the study's privacy
     suppresses such statistics nobody is asked, and every metric is undefined.
     """
     if work.study.metrics_suppressed:
@@ -86,4 +97,5 @@ def _read(answer: Answer, task: protocol.Task, parse: Callable[[protocol.Statist
     try:
         return statistics_of(answer, task.round, parse)
     except ReplyRefused as error:
-        raise QuorumError(f"{answer.site} did not test the model ({error}); mend it and --resume") from None
+        text = f"{answer.site} did not test the model ({error}); mend it and --resume"
+        raise (SiteGone(text, answer.site) if answer.word in _GONE else QuorumError(text)) from None

@@ -19,8 +19,11 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
+from client import app as client_app
+from client.app import Resident
+from client.site import Site as OpenSite
 from common import protocol
-from common.errors import DataError, Interrupted, ProtocolError, QuorumError
+from common.errors import DataError, FedwardError, Interrupted, ProtocolError, QuorumError
 from common.metrics import Counts
 from common.metrics import Layout as CountsLayout
 from common.packing import pack
@@ -818,6 +821,33 @@ def test_federate_trains_tests_and_goes_on_where_it_was(grid: InProcessGrid, tmp
     assert again.of("resumed")
     assert not again.of("round")
     assert (tmp_path / "model.safetensors").read_bytes() == model
+
+
+@pytest.mark.parametrize("step", ["evaluate", "moments"])
+def test_who_withdraws_before_the_end_of_the_test_is_absent_from_it(
+    step: str, grid: InProcessGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A month of training is not lost with it, as long as the quorum stays."""
+
+    class Withdrawn(FedwardError):
+        code = "study-withdrawn"
+
+    work = getattr(client_app, step)
+
+    def withdrawn(request: protocol.EvaluateRequest, site: OpenSite, resident: Resident) -> protocol.StatisticsReply:
+        if request.split == "test" and site.alias == "site-2":
+            raise Withdrawn("Ann has withdrawn it")
+        return work(request, site, resident)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(client_app, step, withdrawn)
+    events = fed.Events()
+    study = fed.study(**{"federation.rounds": 1, "federation.quorum": 0.6})
+    result = federate(link_to(grid, events), study, tmp_path, base=Path())
+    assert result["absent"] == ["site-2"]
+    assert set(result["arms"]["federated"]["sites"]) == {"site-1", "site-3"}
+    assert [line["sites"] for line in events.of("alert")] == [["site-2"]]
+    with pytest.raises(QuorumError, match="site-2 did not test the model"):
+        federate(link_to(grid), study.derive(**{"federation.quorum": 1.0}), tmp_path / "all", base=Path())
 
 
 def test_federate_asks_for_the_quorum_of_all_that_are_connected(damaged: InProcessGrid, tmp_path: Path) -> None:
