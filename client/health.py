@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ValidationError
 
 from common.errors import Unhealthy
+from common.files import show
 
 logger = logging.getLogger("fedward.agent")
 
@@ -82,11 +82,7 @@ class Pulse:
         link = self._link
         told = {"at": time.time(), "state": link.state, "why": link.why, "answered": link.answered}
         told["work"] = self._work()
-        # Not synced to the disk every five seconds: after a power cut there is no agent either.
-        partial = self._path.with_name(f".{PULSE}.new")
-        partial.write_text(json.dumps(told), encoding="utf-8")
-        partial.chmod(0o600)
-        os.replace(partial, self._path)  # noqa: PTH105
+        show(self._path, json.dumps(told))
 
 
 class Task(BaseModel):

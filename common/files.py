@@ -40,6 +40,18 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         raise RunError(f"cannot write {path}: {error.strerror}; free some space or choose another --out") from None
 
 
+def show(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text``, mode 0600: never half-written, but not synced to the disk.
+
+    For what changes every few seconds and means nothing after a power cut; one writer at a time. Raises ``OSError``.
+    """
+    partial = path.with_name(f".{path.name}.new")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(partial, path)  # noqa: PTH105
+
+
 def take_lock(path: Path, how: int = fcntl.LOCK_EX) -> int:
     """Lock ``path`` without waiting; the descriptor, whose closing (or this process's end, however) frees it.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from typing import Any
 
 from common.alerts import Board
 from common.errors import FedwardError, IdentityError, Interrupted, QuorumError
-from common.files import sweep_folder
+from common.files import show, sweep_folder
 from common.identity import Address
 from common.memory import keep_freed_memory
 from server.admission import Admission, admit
@@ -207,7 +206,7 @@ class Running:
         )
 
     def _tell(self) -> None:
-        """``status.json``: not synced to the disk each second, but never half-written."""
+        """``status.json``, each second."""
         run = self._run
         sites = {
             alias: {
@@ -227,11 +226,7 @@ class Running:
             "refused": dict(self.fleet.refusals),
         }
         told["alerts"] = self._lookout.look(told, self._trouble)
-        path = self._coordinator.directory / STATUS
-        partial = path.with_name(f".{STATUS}.new")
-        partial.write_text(json.dumps(told), encoding="utf-8")
-        partial.chmod(0o600)
-        os.replace(partial, path)  # noqa: PTH105
+        show(self._coordinator.directory / STATUS, json.dumps(told))
 
 
 class _Run:
