@@ -133,9 +133,13 @@ class Approvals:
             record = _record(connection, found[0][0]) if len(found) == 1 else None
         if record is None:
             problem = (
-                f"{len(found)} studies' hashes start so; give more digits" if found else "`site studies` lists those"
+                f"{len(found)} studies' hashes start so; give more digits"
+                if found
+                else "`fedward site studies` lists those that are known"
             )
-            raise ApprovalError(f"no one study {prefix}: {problem}")
+            raise ApprovalError(
+                f"no study is {prefix}: {problem}" if not found else f"{prefix} is not one study: {problem}"
+            )
         return record
 
     def verdict(self, record: Record) -> Verdict:

@@ -73,7 +73,7 @@ def describe(
         ("Stays", "Images, labels, and whatever the vault knows of patients. An error leaves as a code without text."),
         ("Privacy", private_words(study, units) if study.privacy is not None else _no_privacy(policy)),
         ("Coordinator", f"{federation.name}, key {federation.coordinator}. It sees what this site sends."),
-        *(("Site" if number else "Sites", f"{alias}, key {key}") for number, (alias, key) in _sites(federation)),
+        *(("" if number else "Sites", f"{alias}, key {key}") for number, (alias, key) in _sites(federation)),
         ("Expires", _expires(study, policy)),
         *_objections(study, policy),
     ]
@@ -119,8 +119,8 @@ def _model(study: Study, policy: Policy | PolicyError) -> Iterator[tuple[str, st
     rounds = study.federation.rounds
     yield (
         "Model",
-        f"{study.model.name} with {model.parameters:,} parameters. Its weights, {model.megabytes:.1f} MB, come in and "
-        f"go out in each of {rounds} rounds: {model.megabytes * rounds:,.0f} MB each way. Tests need them again.",
+        f"{study.model.name} with {model.parameters:,} parameters. Its weights, {_size(model.megabytes)}, come in "
+        f"and go out in each of {rounds} rounds: {_size(model.megabytes * rounds)} each way. Tests need them again.",
     )
 
 
@@ -219,6 +219,12 @@ def _objections(study: Study, policy: Policy | PolicyError) -> Iterator[tuple[st
         yield "Objection", f"{objection.text}."
     if not found:
         yield "Policy", "Allows all of this."
+
+
+def _size(megabytes: float) -> str:
+    if megabytes < 1.0:
+        return f"{megabytes * 1e3:.0f} kB"
+    return f"{megabytes:,.1f} MB" if megabytes < 100.0 else f"{megabytes:,.0f} MB"
 
 
 def _duration(seconds: float) -> str:

@@ -225,7 +225,10 @@ def confirm(home: Home, alias: str, fingerprint: str, *, by: str = "") -> Confir
         membership = Membership.open(home)
         known = membership.roster.fingerprints.get(alias)
         if known is None or alias == membership.alias:
-            raise IdentityError("there is no such peer; `fedward site peers` lists them")
+            raise IdentityError(
+                f"{alias} is no other site known here: `fedward site peers` lists them; a site that joined later becomes known "
+                "with the next study that the coordinator puts before this one"
+            )
         if not same_fingerprint(fingerprint, known):
             raise IdentityError(
                 f"that is not the fingerprint that the coordinator gives for {alias}; compare again by phone: "
@@ -292,9 +295,14 @@ def _joined(home: Home) -> tuple[Kit, PublicKey, Roster]:
     """The kit, whose it is, and the newest roster."""
     folder = home.directory / FOLDER
     if not (folder / KIT).exists():
+        if (folder / REQUEST).exists():
+            raise IdentityError(
+                f"{home.config.alias} has asked to join and has no kit yet; when the coordinator has sent it: "
+                "`fedward site join KIT` (`fedward site join-request` shows the request and fingerprint again)"
+            )
         raise IdentityError(
-            f"{home.config.alias} has joined no federation; `fedward site join-request` starts it, "
-            "`fedward site join KIT` ends it"
+            f"{home.config.alias} has joined no federation; the first step is `fedward site join-request`, "
+            "the last `fedward site join KIT`"
         )
     kit, coordinator = Kit.open(read_file(folder / KIT, "join-kit", most=MOST_BYTES))
     at_joining, _ = Roster.open(kit.roster.encode(), coordinator)

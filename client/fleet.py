@@ -68,6 +68,16 @@ class _Sized(Protocol):
 
 T = TypeVar("T")
 
+_FAILURES: tuple[tuple[type[Exception], str], ...] = (
+    (httpx.ConnectTimeout, "nobody answers at its address"),
+    (httpx.ProxyError, "the proxy refuses the way to it"),
+    (httpx.ConnectError, "no connection to its address"),
+    (httpx.TimeoutException, "it fell silent"),
+    (httpx.NetworkError, "the connection broke off"),
+    (httpx.RemoteProtocolError, "the connection broke off"),
+)
+"""In words, the narrower kinds first."""
+
 
 class Connection:
     """Signed exchanges with one coordinator. :attr:`state` is for status pages: ``connecting``, ``online``,
@@ -145,7 +155,7 @@ class Connection:
                     if len(got) > most or time.monotonic() > ends:
                         raise _Unreachable("an answer without end")
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
-            raise _Unreachable(type(error).__name__) from None
+            raise _Unreachable(_words(error)) from None
         self._judge(response)
         try:
             return answer.FromString(bytes(got))  # type: ignore[attr-defined, no-any-return]
@@ -473,6 +483,14 @@ class _Agent:
                 known, pause = False, min(interval * 0.7, 5.0)
             if not known:
                 self._beat.set()
+
+
+def _words(error: Exception) -> str:
+    """What failed on the way, for status pages and the log; no address, no text of the other side's."""
+    for kind, words in _FAILURES:
+        if isinstance(error, kind):
+            return words
+    return type(error).__name__
 
 
 def _private(path: Path) -> ec.EllipticCurvePrivateKey:

@@ -50,6 +50,7 @@ def join(site: Path, kit: Path, *, fingerprint: str | None, yes: bool) -> None:
     print(f"{home.config.alias} has joined, with {count} other site{'' if count == 1 else 's'}")
     if membership.unconfirmed:
         print("compare their fingerprints by phone: `fedward site peers`, then `fedward site confirm`")
+    print(f"sites that join later become known with the next study; next: `fedward site up --site {site}`")
 
 
 def peers(site: Path, *, as_json: bool) -> None:

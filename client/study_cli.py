@@ -5,10 +5,12 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from common.identity import read_file
 from common.identity.documents import MOST_BYTES
 from common.study import Study
 
+_HASH = re.compile("[0-9a-f]{64,}")
+
 
 def studies(site: Path, *, as_json: bool) -> None:
     approvals = Approvals(_opened(site))
@@ -29,7 +33,7 @@ def studies(site: Path, *, as_json: bool) -> None:
         print(json.dumps({"studies": [_facts(*one) for one in found]}, ensure_ascii=False))
         return
     for record, verdict in found:
-        name, since = record.study.name, record.asked.strftime("%Y-%m-%d %H:%M")
+        name, since = record.study.name, record.asked.astimezone().strftime("%Y-%m-%d %H:%M")
         print(f"{record.hash[:12]}  {verdict.state:<14}  asked {since}  {name}: {verdict.why}")
     if not found:
         print("no study has been asked for")
@@ -42,7 +46,7 @@ def show(site: Path, prefix: str, *, images_per_s: float | None) -> None:
     print(_described(home, approvals, record, images_per_s))
     for one in record.decisions:
         role = f" as {one.role}{', signed' if one.signed else ''}" if one.role and not one.rule else ""
-        print(f"{one.at.date()}   {one.kind} by {one.by}{role}{': ' + one.why if one.why else ''}")
+        print(f"{one.at.astimezone().date()}   {one.kind} by {one.by}{role}{': ' + one.why if one.why else ''}")
     print(_said(record, approvals.verdict(record)))
 
 
@@ -119,7 +123,7 @@ def audit_show(site: Path, *, last: int, as_json: bool) -> None:
         return
     for entry in entries:
         facts = ", ".join(f"{name} {_shown(value)}" for name, value in entry.facts.items() if value not in ("", [], {}))
-        print(f"{entry.number:>6}  {entry.at}  {entry.event:<24}  {facts}")
+        print(f"{entry.number:>6}  {_local(entry.at)}  {entry.event:<24}  {facts}")
 
 
 def audit_verify(site: Path) -> None:
@@ -196,6 +200,13 @@ def _facts(record: Record, verdict: Verdict) -> dict[str, Any]:
     }
 
 
+def _local(at: str) -> str:
+    """A moment of the log in this machine's time zone."""
+    return datetime.fromisoformat(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
 def _shown(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if _HASH.fullmatch(text):
+        return text[:12]  # as everywhere for people; --json has all of it
     return text if len(text) <= 64 else f"{text[:61]}..."

@@ -83,10 +83,13 @@ def admit(link: Link, study: Study, admission: Admission) -> dict[str, int]:
             since = link.clock() if since is None else since
             left = since + admission.patience_s - link.clock()
             if not undecided or left <= 0:
+                link.watch.begins(None)
                 return nodes if admission.begun else ready
+            link.watch.begins(left)
             pause_s = min(pause_s, left)
         else:
             since = None
+            link.watch.begins(None)
         _rest(link, admission, pause_s, online)
 
 

@@ -11,11 +11,12 @@ from common.errors import IdentityError
 from common.files import write_atomically
 from common.identity import PublicKey, Request, compare, open_document, read_file
 from common.identity.documents import MOST_BYTES
+from server.coordinator_config import CONFIG
 from server.provision import Coordinator
 
 
 def init(
-    directory: Path, *, name: str, address: str, listen: str, also: Sequence[str], site_certificates: bool
+    directory: Path, *, name: str, address: str, listen: str | None, also: Sequence[str], site_certificates: bool
 ) -> None:
     made = Coordinator.init(
         directory, name=name, address=address, listen=listen, also=also, site_certificates=site_certificates
@@ -23,7 +24,9 @@ def init(
     print(
         f"coordinator of {made.config.name} in {directory}, reached at {made.config.address}\n"
         f"fingerprint {made.key.public.fingerprint}: read it out when a site calls\n"
-        f"keep a copy of {directory} elsewhere, encrypted: with it goes the federation"
+        f"it will listen on {made.config.listen}; `listen` in {CONFIG} changes that\n"
+        f"keep a copy of {directory} elsewhere, encrypted: with it goes the federation\n"
+        f"next: `fedward coordinator admit REQUEST --dir {directory} --out KIT` for each site"
     )
 
 

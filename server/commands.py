@@ -28,7 +28,9 @@ def init(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The new coordinator's directory.")],
     name: Annotated[str, typer.Option(help="The federation's name; it stays.")],
     address: Annotated[str, typer.Option(help="HOST:PORT as sites reach it.")],
-    listen: Annotated[str, typer.Option(help="HOST:PORT to listen on.")] = "0.0.0.0:8443",
+    listen: Annotated[
+        str | None, typer.Option(help="HOST:PORT to listen on; without it every interface, the address's port.")
+    ] = None,
     also: Annotated[
         list[str] | None,
         typer.Option(help="Another name or IP address under which sites reach it, for example localhost."),

@@ -88,7 +88,11 @@ class Running:
         with at_work(directory):
             self._try("the roster", self._follow_roster)
             with self.fleet:
-                logger.info("listening on %s, port %d", self._coordinator.config.listen, self.fleet.port)
+                logger.info(
+                    "listening on %s; sites reach it at %s",
+                    self._coordinator.config.listen,
+                    self._coordinator.config.address,
+                )
                 counted = self._try("the runs", lambda: self._take_stock(resume=resume))
                 try:
                     while not stop.is_set():
@@ -160,7 +164,7 @@ class Running:
                 barred.add(alias)
             else:
                 self._listed[alias] = key
-                logger.info("%s may come in", alias)
+                logger.info("%s is on the roster and may connect", alias)
         self._barred, self._signed = frozenset(barred), signed
         self._roster = SignedRoster(signed, roster.hash)
 

@@ -161,7 +161,7 @@ class Guard:
                 member.in_flight -= 1
         except _Refused as refusal:
             self.refusals[refusal.reason] += 1
-            logger.info("refused %s: %s", member.alias if member else "a stranger", refusal.reason)
+            logger.info("refused %s: %s", member.alias if member else "somebody unknown", refusal.reason)
             await _deny(send, refusal.status)
         except _Gone:
             self.refusals["left in the middle"] += 1

@@ -111,11 +111,20 @@ def _page(
         for name, metrics in summary["per_class"].items():
             yield f"\nOf {name}:\n"
             yield from _rows(metrics)
+    if any(cell["value"] is None and cell["low"] is not None for cell in _cells(summary)):
+        yield "\nWithheld: counts of few patients do not leave the sites, so the value itself is not known; it lies"
+        yield "between the bounds, and the more test patients there are the closer they come."
     yield "\n## What it is not for\n"
     yield "- It is the result of research and no medical device: no diagnosis may rest on it."
     yield "- What holds for these hospitals' patients and machines need not hold for others': test it on your own first"
     yield "  (`fedward evaluate`)."
     yield "- Weights can tell about the patients they were trained on: pass them on only where the study allows it."
+
+
+def _cells(summary: Mapping[str, Any]) -> Iterator[Mapping[str, float | None]]:
+    """Every metric's value and interval."""
+    for metrics in (summary["test"], *summary["per_class"].values()):
+        yield from metrics.values()
 
 
 def _normalised(summary: Mapping[str, Any]) -> list[tuple[float, float]]:
@@ -140,9 +149,11 @@ def _rows(metrics: Mapping[str, Mapping[str, float | None]]) -> Iterator[str]:
     yield "| metric | value | interval |\n|---|---|---|"
     for metric, cell in metrics.items():
         value, low, high = (cell[key] for key in ("value", "low", "high"))
+        between = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
         if value is not None:
-            between = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
             yield f"| {metric.replace('_', ' ')} | {value:.3f} | {between} |"
+        elif between:
+            yield f"| {metric.replace('_', ' ')} | withheld | {between}, bounds |"
 
 
 def _read(path: Path) -> bytes:

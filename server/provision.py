@@ -29,6 +29,7 @@ from common.clock import Clock, now
 from common.errors import IdentityError
 from common.files import sweep, write_atomically
 from common.identity import (
+    Address,
     Authority,
     Entry,
     Kit,
@@ -80,13 +81,18 @@ class Coordinator:
         *,
         name: str,
         address: str,
-        listen: str = "0.0.0.0:8443",
+        listen: str | None = None,
         also: Sequence[str] = (),
         site_certificates: bool = False,
         clock: Clock = now,
     ) -> Coordinator:
-        """Make a coordinator in ``directory``, which must not exist or be empty: complete, or not at all."""
+        """Make a coordinator in ``directory``, which must not exist or be empty: complete, or not at all.
+
+        ``listen``: host:port; without it every interface, and the port of ``address``.
+        """
         try:
+            if listen is None:
+                listen = f"0.0.0.0:{Address.parse(address).port}"
             config = CoordinatorConfig(
                 name=name, address=address, listen=listen, also=tuple(also), site_certificates=site_certificates
             )

@@ -14,8 +14,8 @@ Facts = Mapping[str, Any]
 ANSWERS: Mapping[str, str] = {
     "": "",
     "ready": "has approved",
-    "offline": "cannot be reached",
-    "not reachable": "cannot be reached",
+    "offline": "is offline",
+    "not reachable": "is offline",
     "no answer before the deadline": "has not answered in time",
     "approval-pending": "waits for its people's approval",
     "approval-refused": "has refused",
@@ -30,6 +30,13 @@ ANSWERS: Mapping[str, str] = {
     "roster-refused": "does not trust this coordinator's roster: call them",
     "protocol-mismatch": "cannot read the study: another version of fedward",
     "no training images": "has no training images for this study",
+    "busy": "works on something else",
+    "internal-error": "failed: its log says why",
+    "policy-unusable": "cannot read its policy.yaml",
+    "key-unavailable": "cannot get at its vault's key",
+    "vault-unusable": "cannot use its vault",
+    "audit-unusable": "cannot write its audit log",
+    "site-store-unusable": "cannot keep its replies: its disk is full or damaged",
 }
 """What a site's answer means, for those that need words."""
 _NOT_BROUGHT = {
@@ -46,6 +53,7 @@ _PHASES = {
     "testing": "testing the finished model",
 }
 _DECIDE = ("approval-pending", "roster-changed")
+_AWAY = ("offline", "not reachable")
 _LISTED = 5
 
 
@@ -56,9 +64,10 @@ def describe(facts: Facts, now: float) -> Iterator[str]:
     elif facts["stale_s"] is not None:
         yield f"the coordinator has said nothing for {duration(facts['stale_s'])}: it hangs, or its disk is full"
     yield f"{facts['federation']}: {len(facts['sites'])} sites, reached at {facts['address']}"
+    width = max(map(len, facts["sites"]), default=0)
     for alias, site in facts["sites"].items():
         told = _site(site, facts, now) if facts["up"] else "not seen while the coordinator is down"
-        yield f"  {alias:<16} {told}"
+        yield f"  {alias:<{width}}  {told}"
     for run in facts["runs"][-_LISTED:]:
         yield f"{run['name']}: {_run(run, facts, now)}"
         if run["state"] in UNFINISHED and run.get("round"):
@@ -78,7 +87,7 @@ def _site(site: Facts, facts: Facts, now: float) -> str:
         "online" if site["online"] else "offline",
         "never seen" if seen is None else f"seen {duration(now - seen)} ago",
     ]
-    if site["answer"]:
+    if site["answer"] and (site["online"] or site["answer"] not in _AWAY):  # else it stands there already
         words.append(_said(site))
     if site["program"]:
         behind = {"": "", "theirs": "that site", "ours": "the coordinator"}[older(site["program"], facts["program"])]
@@ -89,6 +98,8 @@ def _site(site: Facts, facts: Facts, now: float) -> str:
 
 def _said(site: Facts) -> str:
     answer: str = site["answer"]
+    if answer in _AWAY and site.get("online"):
+        return "is asked next"  # it came after the last question
     return ANSWERS.get(answer, answer) + (f" until {_clock(site['until'])}" if site["until"] else "")
 
 
@@ -100,10 +111,14 @@ def _run(run: Facts, facts: Facts, now: float) -> str:
     if state == "queued" and run["ahead"]:
         return f"queued, behind {run['ahead']}"
     if state == "waiting":
-        said = {alias: site["answer"] for alias, site in facts["sites"].items() if site["answer"] not in ("", "ready")}
+        said = {alias: site for alias, site in facts["sites"].items() if site["answer"] not in ("", "ready")}
         ready = [alias for alias, site in facts["sites"].items() if site["answer"] == "ready"]
-        listed = "".join(f"; {alias} {ANSWERS.get(answer, answer)}" for alias, answer in said.items())
-        return f"waits for the sites' approval, hash {run['hash'][:12]}; approved by {_names(ready)}{listed}"
+        listed = "".join(f"; {alias} {_said(site)}" for alias, site in said.items())
+        begins = live.get("begins", 0)
+        latest = f"; that is enough: it begins at {_clock(begins)}, or when the others have decided" if begins else ""
+        # A run that goes on after a restart was approved before; it is their agents that it waits for.
+        asks = "the sites' approval" if run.get("round") is None else "its sites, to go on"
+        return f"waits for {asks}, hash {run['hash'][:12]}; approved by {_names(ready)}{latest}{listed}"
     if state == "running":
         return _running(run, live, now)
     why = f": {run['why']}" if run.get("why") else ""
@@ -138,7 +153,8 @@ def _progress(run: Facts) -> str:
         low, high = run["val_auc_bounds"]
         parts.append(f"AUC between {low:.3f} and {high:.3f}, as small groups are hidden")
     parts.append(f"{run['bytes'] / 1e6:,.1f} MB moved so far")
-    lost = "".join(f"; {site}: {reason}" for site, reason in run["absent"].items())
+    absent = {site: reason.removeprefix("declined: ") for site, reason in run["absent"].items()}
+    lost = "".join(f"; {site}: {ANSWERS.get(reason, reason)}" for site, reason in absent.items())
     return ", ".join(parts) + lost
 
 
@@ -161,8 +177,14 @@ def next_steps(facts: Facts) -> Iterator[str]:
     yield from _about_sites(facts)
     active = next((run for run in runs if run["state"] in UNFINISHED), None)
     if active is None and runs and runs[-1]["state"] in RESUMABLE:
-        first = "read its survey.html" if runs[-1].get("survey_only") else "mend what it names"
-        yield f"{first}, then `fedward coordinator resume {runs[-1]['name']}`"
+        last = runs[-1]
+        goes_on = f"`fedward coordinator resume {last['name']}`"
+        if last.get("survey_only"):
+            yield f"read its survey.html, then {goes_on}"
+        elif last["state"] == "failed":
+            yield f"mend what it names, then {goes_on}"
+        else:
+            yield f"{goes_on} goes on with it from its last finished round"
     elif active is None and runs and runs[-1]["state"] == "finished":
         yield "`fedward coordinator export DIR`, or launch another study"
     elif not runs:

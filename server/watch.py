@@ -26,6 +26,7 @@ class Watch:
         self._lock = threading.Lock()
         self._facts: dict[str, Any] = {}
         self._waits: dict[str, dict[str, Any]] = {}
+        self._begins = 0.0
         self._testing = self._surveying = False
 
     def asks(self, sealed: protocol.Sealed, sites: Iterable[str], deadline_s: float) -> None:
@@ -57,6 +58,12 @@ class Watch:
         with self._lock:
             self._waits = {site: dict(facts) for site, facts in sites.items()}
 
+    def begins(self, in_s: float | None) -> None:
+        """Enough sites take part: the run begins in ``in_s`` seconds even without the others; ``None``: not enough."""
+        at = 0.0 if in_s is None else self._clock() + in_s
+        with self._lock:
+            self._begins = at
+
     def tests(self) -> None:
         """What is evaluated from here on is the final test."""
         self._testing = True
@@ -66,7 +73,8 @@ class Watch:
         self._surveying = now
 
     def facts(self) -> dict[str, Any]:
-        """``phase``, ``round``, ``since``, ``deadline``, ``answered``, ``awaited``, ``waits``; seconds of the epoch."""
+        """``phase``, ``round``, ``since``, ``deadline``, ``answered``, ``awaited``, ``waits``, ``begins``; seconds of
+        the epoch."""
         with self._lock:
-            found = {**self._facts, "waits": dict(self._waits)}
+            found = {**self._facts, "waits": dict(self._waits), "begins": self._begins}
         return {key: list(value) if isinstance(value, list) else value for key, value in found.items()}

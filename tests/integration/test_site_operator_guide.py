@@ -66,7 +66,8 @@ def test_the_guide_leads_to_a_verified_vault(tmp_path: Path) -> None:
         printed = run(*first)
     assert "7 images added from 8 files" in printed
     assert "1 images left out: consent withheld, or erased" in printed
-    assert "7 images, generation 2, 2 audit entries: all as they were written" in printed
+    # A slow machine commits an import in more than one piece, each a generation of the vault.
+    assert re.search(r"^7 images, generation \d+, 2 audit entries: all as they were written$", printed, re.MULTILINE)
     assert "label: normal 4, pneumonia 3" in printed
     assert "modality: DX 7" in printed
     assert "MRN" not in printed and "Planted" not in printed

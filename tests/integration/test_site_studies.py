@@ -130,7 +130,7 @@ def test_the_audit_log_is_shown_and_checked(site: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (("show", "123456"), 2, "no one study 123456: `site studies` lists those"),
+        (("show", "123456"), 2, "no study is 123456: `fedward site studies` lists those"),
         (("show", "12"), 2, "6 or more digits of its hash"),
         (("approve", HASH, "--as", "boss", "--by", "Ann Lee", "--yes"), 2, "one as boss would count for nothing"),
         (("approve", HASH, "--as", "operator", "--by", "Ann Lee"), 3, "add --yes where nobody is there to ask"),

@@ -263,7 +263,11 @@ def test_an_approval_that_would_not_count_is_refused_with_the_remedy(home: Home,
     assert desk.seen(ended, OURS).state == "expired"
     with pytest.raises(ApprovalError, match="the study expired on 2027-03-01; ask the coordinator"):
         desk.approve(desk.find(ended.hash), role="operator", by="Ann")
-    for prefix, problem in (("12345", "6 or more digits"), ("xyzxyz", "6 or more"), ("0" * 12, "`site studies` lists")):
+    for prefix, problem in (
+        ("12345", "6 or more digits"),
+        ("xyzxyz", "6 or more"),
+        ("0" * 12, "`fedward site studies` lists"),
+    ):
         with pytest.raises(ApprovalError, match=problem):
             desk.find(prefix)
 
@@ -277,7 +281,7 @@ def test_studies_that_nobody_decides_on_are_bounded(home: Home, clock: Clock) ->
         clock.at += timedelta(hours=1)
         agent.seen(study, OURS)
     assert len(agent.records()) == MOST_UNDECIDED + 1
-    with pytest.raises(ApprovalError, match="no one study"):
+    with pytest.raises(ApprovalError, match="no study is"):
         agent.find(studies[0].hash)
     assert agent.seen(STUDY, OURS).code is None
     shown = agent.find(studies[-1].hash)
@@ -286,7 +290,7 @@ def test_studies_that_nobody_decides_on_are_bounded(home: Home, clock: Clock) ->
     for number in range(40, 40 + MOST_UNDECIDED):
         clock.at += timedelta(hours=1)
         agent.seen(STUDY.derive(seed=number), OURS)
-    with pytest.raises(ApprovalError, match="no one study"):
+    with pytest.raises(ApprovalError, match="no study is"):
         agent.approve(shown, role="operator", by="Ann")
     clock.at += timedelta(hours=1)
     assert agent.seen(studies[-1], OURS).code == "approval-pending"

@@ -520,9 +520,9 @@ def test_additions_and_new_keys_ask_again_removals_do_not(
     assert Membership.open(home).unconfirmed == ["south"]
     for alias, typed, finding in (
         ("south", before, "not the fingerprint"),
-        ("west", before, "no such peer"),
-        ("north", coordinator.roster.fingerprints["north"], "no such peer"),
-        ("nobody", before, "no such peer"),
+        ("west", before, "no other site known here"),
+        ("north", coordinator.roster.fingerprints["north"], "no other site known here"),
+        ("nobody", before, "no other site known here"),
     ):
         with pytest.raises(IdentityError, match=finding):
             federation.confirm(home, alias, typed)

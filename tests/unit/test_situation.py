@@ -91,9 +91,18 @@ def test_a_closed_site_is_waited_for_and_it_says_until_when() -> None:
 def test_before_a_run_it_says_who_has_yet_to_decide() -> None:
     sites = {"east": site(), "north": site(answer="approval-pending"), "west": site(answer="offline", online=False)}
     text = told(facts(sites=sites, of_run={"state": "waiting"}))
-    assert "approved by east; north waits for its people's approval; west cannot be reached" in text
+    assert "approved by east; north waits for its people's approval; west is offline" in text
     assert "next: ask north to decide: `fedward site approve aaaaaaaaaaaa`" in text
     assert "next: call west: " in text
+
+
+def test_before_a_run_it_says_when_it_begins_without_the_others_and_never_that_an_online_site_is_offline() -> None:
+    sites = {"east": site(), "north": site(answer="approval-pending"), "west": site(answer="offline")}
+    enough = live(begins=NOW + 300, waits={})
+    text = told(facts(sites=sites, of_run={"state": "waiting"}, run=enough))
+    assert "approved by east; that is enough: it begins at Fri 08:05, or when the others have decided; north" in text
+    assert "west is asked next" in text
+    assert "offline" not in text
 
 
 @pytest.mark.parametrize(
@@ -108,6 +117,7 @@ def test_before_a_run_it_says_who_has_yet_to_decide() -> None:
             {"of_run": {"state": "failed", "why": "quorum"}},
             "next: mend what it names, then `fedward coordinator resume r`",
         ),
+        ({"of_run": {"state": "stopped"}}, "next: `fedward coordinator resume r` goes on with it"),
         ({"of_run": {"state": "finished"}}, "next: `fedward coordinator export DIR`"),
         ({"certificate_days": {"server": 9}}, "renew the certificate server, 9 days left"),
         ({"refused": {"no signature": 3}}, "refused requests since the start: no signature 3"),
