@@ -226,8 +226,8 @@ def confirm(home: Home, alias: str, fingerprint: str, *, by: str = "") -> Confir
         known = membership.roster.fingerprints.get(alias)
         if known is None or alias == membership.alias:
             raise IdentityError(
-                f"{alias} is no other site known here: `fedward site peers` lists them; a site that joined later becomes known "
-                "with the next study that the coordinator puts before this one"
+                f"{alias} is no other site known here: `fedward site peers` lists them; a site that joined "
+                "later becomes known with the next study that the coordinator puts before this one"
             )
         if not same_fingerprint(fingerprint, known):
             raise IdentityError(

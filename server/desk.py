@@ -240,6 +240,7 @@ class _Run(BaseModel):
     answered: list[str] = []
     awaited: list[str] = []
     waits: dict[str, _Closed] = {}
+    begins: float = 0.0
     set_aside: list[str] = []
 
 

@@ -89,7 +89,7 @@ def test_commands_in_the_wrong_order_say_what_comes_first(
     run_cli.status(hub, as_json=False)
     told = capsys.readouterr().out
     assert "the coordinator is not running" in told
-    assert "north            not seen while the coordinator is down" in told
+    assert "north  not seen while the coordinator is down" in told
     assert "-tiny: queued" in told
     with pytest.raises(RunError, match=r"-tiny \(queued\) has this study already: resume it, or rename"):
         run_cli.launch(study, hub)
@@ -118,7 +118,7 @@ def test_what_a_dead_coordinator_told_is_not_shown(
     (coordinator.directory / "status.json").write_text(json.dumps(told))
     first, second, third = (RunFolder.launch(coordinator.runs, named(name), Path(), AT) for name in "abc")
     run_cli.status(coordinator.directory, as_json=False)
-    assert "north            not seen while" in capsys.readouterr().out
+    assert "north  not seen while" in capsys.readouterr().out
     with at_work(coordinator.directory):
         run_cli.status(coordinator.directory, as_json=False)
     out = capsys.readouterr().out
