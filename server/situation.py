@@ -63,7 +63,8 @@ def describe(facts: Facts, now: float) -> Iterator[str]:
         yield "the coordinator is not running"
     elif facts["stale_s"] is not None:
         yield f"the coordinator has said nothing for {duration(facts['stale_s'])}: it hangs, or its disk is full"
-    yield f"{facts['federation']}: {len(facts['sites'])} site{'s' * (len(facts['sites']) != 1)}, reached at {facts['address']}"
+    count = len(facts["sites"])
+    yield f"{facts['federation']}: {count} site{'' if count == 1 else 's'}, reached at {facts['address']}"
     width = max(map(len, facts["sites"]), default=0)
     for alias, site in facts["sites"].items():
         told = _site(site, facts, now) if facts["up"] else "not seen while the coordinator is down"
