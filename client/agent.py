@@ -22,6 +22,7 @@ from client.alarms import Alarms
 from client.app import Resident, handle
 from client.approvals import Approvals
 from client.federation import Membership, update_roster
+from client.feedback import RESIDUALS, forget
 from client.fleet import Connection, Pace, serve
 from client.health import Pulse, Task, Work
 from client.home import Home
@@ -172,6 +173,7 @@ class Agent:
         return protocol.Receipt(self.membership.alias, kept)
 
     def _forget(self, study: str) -> None:
+        forget(self.home.state / RESIDUALS, study)
         erased = self._replies.forget(study)
         if erased:
             self.home.record("replies-erased", {"study": study, "replies": erased})

@@ -20,6 +20,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from client.evaluation import Scores, predict
+from client.feedback import compressed
 from client.private import PrivateFit
 from client.site import VIEW_CACHE_BYTES, Site
 from client.stock import locate_by_config, permit
@@ -34,7 +35,7 @@ from common.metrics import Counts, Layout, Moments, Reference
 from common.models import build
 from common.randomness import seed_for
 from common.study import Study
-from common.weights import Weights, all_finite, digest, restore, state_of
+from common.weights import Weights, all_finite, digest, restore, state_of, trainable_names
 
 logger = logging.getLogger("fedward.client")
 
@@ -114,7 +115,7 @@ def survey(request: protocol.SurveyRequest, site: Site) -> protocol.SurveyReply:
     return protocol.SurveyReply(site.alias, images, version("fedward"), statistics)
 
 
-def train(request: protocol.TrainRequest, site: Site, resident: Resident) -> protocol.TrainReply:
+def train(request: protocol.TrainRequest, site: Site, resident: Resident) -> protocol.TrainReply | protocol.UpdateReply:
     started = time.perf_counter()
     task, study = request.task, request.task.study
     if not all_finite(request.weights):
@@ -128,7 +129,10 @@ def train(request: protocol.TrainRequest, site: Site, resident: Resident) -> pro
         fit = LocalFit(model, view, study, FitSeed(study.seed, task.repeat, site.alias, task.round), task.basis).run()
         seconds = time.perf_counter() - started
     state = state_of(model, copy=False)  # encoded before the model changes
-    return protocol.TrainReply(site.alias, task.round, state, fit.examples, fit.loss, seconds)
+    if task.compression == "none":
+        return protocol.TrainReply(site.alias, task.round, state, fit.examples, fit.loss, seconds)
+    update = compressed(request, site, state, trainable_names(model))
+    return protocol.UpdateReply(site.alias, task.round, update, fit.examples, fit.loss, seconds)
 
 
 def evaluate(request: protocol.EvaluateRequest, site: Site, resident: Resident) -> protocol.StatisticsReply:

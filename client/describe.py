@@ -159,9 +159,22 @@ def _leaves(study: Study) -> str:
         return leaves_of_private(study) + ("" if study.metrics_suppressed else told)
     return (
         f"How many labelled images there are per split. {_surveyed(study)}"
-        "From each round the model's weights after training here, how "
-        f"many images it was trained on, their mean loss, and how long it took. {told}"
+        f"From each round {_trained(study)}, how many "
+        f"images it was trained on, their mean loss, and how long it took. {told}"
     )
+
+
+def _trained(study: Study) -> str:
+    """What leaves of the model after a fit."""
+    match study.federation.compression:
+        case "fp16":
+            return "how training here changed the model's weights, rounded to 16 bits each"
+        case "int8":
+            return (
+                "how training here changed the model's weights, rounded to 8 bits each (what rounding left out stays "
+                "here, encrypted, and is added to the next round's)"
+            )
+    return "the model's weights after training here"
 
 
 def _surveyed(study: Study) -> str:

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from numpy.typing import NDArray
 
 from common.basis import Basis, check_given
+from common.compression import TYPES, Compression, Update
 from common.errors import ProtocolError, StudyError, VersionMismatch
 from common.packing import pack, unpack
 from common.study import Study
@@ -49,6 +51,7 @@ _ROSTER_BYTES = 1 << 20
 _SURVEY_CHARACTERS = 1000
 _MANIFEST_BYTES = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_SCALES = ("float32",)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,11 @@ class Task:
     """In a real federation: the hash of the coordinator's roster, so that a site notices that it has another."""
     basis: Basis | None = None
     """What training takes from the survey, where the study asks for it; in every request but a survey's."""
+
+    @property
+    def compression(self) -> Compression:
+        """How a fit is told: of a single hospital and of pooled images, which nobody sends, as it is."""
+        return self.study.federation.compression if self.arm == "federated" else "none"
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,18 @@ class TrainReply:
     site: str
     round: int
     weights: Weights
+    examples: int
+    loss: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class UpdateReply:
+    """One local fit, where the task has a ``compression``: what it changed in the weights that came."""
+
+    site: str
+    round: int
+    update: Update
     examples: int
     loss: float | None
     seconds: float
@@ -170,7 +190,7 @@ class Refusal:
 
 
 Request = SurveyRequest | TrainRequest | EvaluateRequest | MomentsRequest | DeliveryRequest
-Reply = SurveyReply | TrainReply | StatisticsReply | Receipt | Refusal
+Reply = SurveyReply | TrainReply | UpdateReply | StatisticsReply | Receipt | Refusal
 
 
 @dataclass(frozen=True)
@@ -274,9 +294,14 @@ def answer(reply: Reply, request: Message) -> Message:
             content["statistics"] = pack(reply.statistics, STATISTICS)
     elif isinstance(reply, Receipt):
         head |= {"kind": "receipt", "digest": reply.digest}
-    elif isinstance(reply, TrainReply):
-        head |= {"kind": "train", "round": reply.round}
-        content["weights"] = pack(reply.weights, DTYPES)
+    elif isinstance(reply, TrainReply | UpdateReply):
+        if isinstance(reply, TrainReply):
+            head |= {"kind": "train", "round": reply.round}
+            content["weights"] = pack(reply.weights, DTYPES)
+        else:
+            head |= {"kind": "update", "round": reply.round}
+            content["update"] = pack(reply.update.arrays, TYPES)
+            content["scales"] = pack({"scales": reply.update.scales}, _SCALES)
         loss = {} if reply.loss is None else {"loss": reply.loss}
         content["facts"] = MetricRecord({"examples": reply.examples, "seconds": reply.seconds, **loss})
     else:
@@ -314,7 +339,7 @@ def open_reply(message: Message) -> Reply:
         if not _DIGEST.fullmatch(digest):
             raise ProtocolError(f"{site} sent a receipt without a digest")
         return Receipt(site, digest)
-    if kind not in ("train", "statistics"):
+    if kind not in ("train", "update", "statistics"):
         raise ProtocolError(f"{site} sent an unknown kind of reply")
     round_ = _get(head, "round", int)
     facts = _record(content, "facts", MetricRecord)
@@ -323,9 +348,11 @@ def open_reply(message: Message) -> Reply:
         raise ProtocolError(f"{site} says it took {seconds} seconds; upgrade that site")
     if kind == "statistics":
         return StatisticsReply(site, round_, unpack(_record(content, "statistics", ArrayRecord), STATISTICS), seconds)
+    examples, loss = _get(facts, "examples", int), _get(facts, "loss", float) if "loss" in facts else None
+    if kind == "update":
+        return UpdateReply(site, round_, _update(content), examples, loss, seconds)
     weights = unpack(_record(content, "weights", ArrayRecord), DTYPES)
-    loss = _get(facts, "loss", float) if "loss" in facts else None
-    return TrainReply(site, round_, weights, _get(facts, "examples", int), loss, seconds)
+    return TrainReply(site, round_, weights, examples, loss, seconds)
 
 
 def freeze(message: Message) -> bytes:
@@ -409,6 +436,18 @@ def _reals(head: Mapping[str, Any], key: str) -> tuple[float, ...]:
     if not all(isinstance(value, float) for value in values):
         raise ProtocolError(f"the message's field {key!r} holds something else than numbers; upgrade the older side")
     return tuple(values)
+
+
+def _update(content: RecordDict) -> Update:
+    """A compressed update; whether it is of the study's model is for the coordinator to see."""
+    arrays = unpack(_record(content, "update", ArrayRecord), TYPES)
+    found = unpack(_record(content, "scales", ArrayRecord), _SCALES)
+    scales = found.get("scales")
+    if len(found) != 1 or scales is None or scales.ndim != 1:
+        raise ProtocolError("a compressed update has no row of scales; upgrade that site")
+    if not (np.isfinite(scales) & (scales >= 0)).all():
+        raise ProtocolError("a compressed update has a scale that is no size; upgrade that site")
+    return Update(arrays, scales)
 
 
 def _content(message: Message) -> RecordDict:

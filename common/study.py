@@ -90,7 +90,12 @@ _CLASSES_SCHEMA: dict[str, Any] = {
 }  # fmt: skip
 
 
-_ADDED: dict[str, Any] = {"survey": [], "image.normalise": "none", "privacy": None}
+_ADDED: dict[str, Any] = {
+    "survey": [],
+    "image.normalise": "none",
+    "federation.compression": "none",
+    "privacy": None,
+}
 """Keys added after hospitals had approved studies, and what they are where nobody uses them.
 
 A study without them is written, and so hashed, as it was before: approvals stay good, and older sites can read it.

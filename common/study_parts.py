@@ -202,6 +202,11 @@ class FederationSpec(Part):
     early_stopping: EarlyStopping | None = None
     first_norm_cap: Annotated[float, Field(gt=0.0)] = 1000.0
     norm_factor: Annotated[float, Field(gt=1.0)] = 10.0
+    compression: Literal["none", "fp16", "int8"] = "none"
+    """How a site of the federated arm sends what it learnt: its weights, or what training changed in 16 or 8 bits.
+
+    ``int8`` adds what rounding left out of one update to the next (``common.compression``).
+    """
 
     @model_validator(mode="after")
     def _needs_evaluation(self) -> Self:

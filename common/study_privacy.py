@@ -65,6 +65,10 @@ def check_privacy(study: Study) -> None:
         raise ValueError("privacy: class_weighting uses class counts, which no noise covers; use class_weighting: none")
     if training.optimiser.clip_norm is not None:
         raise ValueError("privacy: privacy.clip bounds each patient's gradient; leave training.optimiser.clip_norm out")
+    if federation.compression != "none":
+        raise ValueError(
+            "privacy: a private study sends its noised weights as they are; use federation.compression: none"
+        )
     if federation.strategy.name == "qfedavg":
         raise ValueError("privacy: qfedavg weighs sites by their loss, which does not leave; use fedavg")
     if privacy.evaluation == "suppressed" and (federation.keep == "best" or federation.early_stopping is not None):

@@ -17,6 +17,7 @@ import numpy as np
 
 from common import protocol
 from common.basis import Basis
+from common.compression import decompress
 from common.errors import DataError, FedwardError, ProtocolError, QuorumError, ReplyRefused, RunError
 from common.metrics import Counts, auc, auc_bounds
 from common.metrics import Layout as CountsLayout
@@ -195,10 +196,10 @@ class Arm:
     def _accept(
         self, round_: int, sent: Weights, answer: Answer, accepted: dict[str, tuple[int, float | None]]
     ) -> dict[str, Any]:
-        reply = answer.reply
-        if not isinstance(reply, protocol.TrainReply):
-            return _nothing(answer.reason or "wrong kind of reply")
         try:
+            reply = self._plain(round_, sent, answer.reply)
+            if reply is None:
+                return _nothing(answer.reason or "wrong kind of reply")
             norm = self._checks.judge(reply, site=answer.site, round_=round_, sent=sent)
             self._aggregator.add(reply)
             self._checks.accepted(norm)
@@ -212,6 +213,14 @@ class Arm:
             "seconds": round(reply.seconds, 4),
             "norm": norm,
         }
+
+    def _plain(self, round_: int, sent: Weights, reply: protocol.Reply | None) -> protocol.TrainReply | None:
+        """A fit's weights, however the study has them sent; ``None``: no fit. Raises :class:`ReplyRefused`."""
+        compression = self.work.task(round_).compression
+        if isinstance(reply, protocol.UpdateReply) and compression != "none":
+            weights = decompress(compression, reply.update, sent, self._trainable)
+            return protocol.TrainReply(reply.site, reply.round, weights, reply.examples, reply.loss, reply.seconds)
+        return reply if isinstance(reply, protocol.TrainReply) and compression == "none" else None
 
     def _require_quorum(self, round_: int, accepted: int, record: dict[str, Any], field_: str) -> None:
         """Raises :class:`QuorumError` naming the sites whose ``field_`` ("status", "evaluation") is not "ok"."""

@@ -27,8 +27,10 @@ from simulations.engine import InProcessGrid
 from tests.integration.federation_fixtures import STUDY, Federation, federation, wait_for
 
 SITES = ("east", "north", "west")
-SURVEYED = STUDY.replace("size: 24", "size: 24, normalise: federated").replace(
-    "batch_size: 8", "batch_size: 8, class_weighting: federated"
+SURVEYED = (
+    STUDY.replace("size: 24", "size: 24, normalise: federated")
+    .replace("batch_size: 8", "batch_size: 8, class_weighting: federated")
+    .replace("rounds: 4", "rounds: 4, compression: int8")
 )
 
 

@@ -224,6 +224,7 @@ def test_the_weights_that_leave_are_a_models() -> None:
         ({"image.normalise": "federated"}, "no noise covers; leave them out"),
         ({"training.optimiser.clip_norm": 1.0}, "privacy.clip bounds"),
         ({"training.schedule": {"kind": "cosine"}}, "schedule.unit: round"),
+        ({"federation.compression": "int8"}, "use federation.compression: none"),
         ({"federation.strategy": {"name": "qfedavg"}}, "qfedavg weighs sites by their loss"),
         ({"federation.keep": "best"}, "keep: best and early_stopping need validation results"),
         ({"federation.early_stopping": {"patience": 2}}, "early_stopping need validation results"),
