@@ -79,6 +79,7 @@ class Webhook:
             verify=_trust(base / config.ca_file if config.ca_file else None),
             timeout=TIMEOUT_S,
             follow_redirects=False,
+            trust_env=config.url.startswith("https:"),  # what may go in the clear to this machine goes to no proxy
         )
         self._queue: queue.Queue[dict[str, Any]] = queue.Queue(MOST_QUEUED)
         self._stop = threading.Event()

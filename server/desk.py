@@ -52,9 +52,12 @@ class RunFolder:
         """
         name = f"{at.strftime('%Y%m%d-%H%M%S')}-{study.name}"
         path, number = runs / name, 2
-        while path.exists():
-            path, number = runs / f"{name}-{number}", number + 1
-        path.mkdir(mode=0o700, parents=True)
+        while True:
+            try:
+                path.mkdir(mode=0o700, parents=True)
+                break
+            except FileExistsError:
+                path, number = runs / f"{name}-{number}", number + 1
         folder = cls(path)
         write_atomically(path / STUDY, study.canonical(), mode=0o600)
         facts = {"state": "queued", "hash": study.hash, "base": str(base.resolve()), "launched": _stamp(at)}

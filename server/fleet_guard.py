@@ -161,7 +161,10 @@ class Guard:
                 member.in_flight -= 1
         except _Refused as refusal:
             self.refusals[refusal.reason] += 1
-            logger.info("refused %s: %s", member.alias if member else "somebody unknown", refusal.reason)
+            count = self.refusals[refusal.reason]
+            if member is not None or count.bit_count() == 1:  # a stranger could else push all else out of the log
+                who = member.alias if member is not None else f"somebody unknown, {count} by now"
+                logger.info("refused %s: %s", who, refusal.reason)
             await _deny(send, refusal.status)
         except _Gone:
             self.refusals["left in the middle"] += 1

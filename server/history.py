@@ -23,7 +23,7 @@ def come_so_far(events: Path) -> dict[str, Any]:
                 # Cheap to tell: a run has many lines for each of these.
                 if '"event":"round"' in text or '"event":"set-aside"' in text:
                     line = _parsed(text)
-                    if line.get("event") == "round" and isinstance(line.get("round"), int):
+                    if line.get("event") == "round" and _whole(line):
                         rounds[line["round"]] = line
                     elif line.get("event") == "set-aside":
                         aside.append(str(line.get("site")))
@@ -39,6 +39,12 @@ def come_so_far(events: Path) -> dict[str, Any]:
         "absent": absent,
         "set_aside": sorted(set(aside)),
     }
+
+
+def _whole(line: dict[str, Any]) -> bool:
+    sites = line.get("sites")
+    told = isinstance(sites, dict) and all(isinstance(facts, dict) and "status" in facts for facts in sites.values())
+    return told and isinstance(line.get("round"), int) and isinstance(line.get("bytes"), int)
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -236,6 +236,7 @@ class Arm:
         raise QuorumError(
             f"round {round_} of the {self.work.arm} arm has {accepted} of {self.work.quorum} {what} that the quorum "
             f"asks for ({listed}{more}); mend these sites, then --resume, or start anew with a lower federation.quorum"
+            + ("; who was set aside stays so in this run" if SET_ASIDE in failed.values() else "")
         )
 
     def _evaluate(self, round_: int, record: dict[str, Any]) -> Counts:
