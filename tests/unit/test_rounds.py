@@ -437,6 +437,22 @@ def test_a_site_that_is_offline_is_waited_for_where_the_quorum_needs_it(grid: In
     assert digest(progress.weights) == digest(train(grid, work(study)).weights)
 
 
+def test_no_site_is_late_for_the_time_in_which_this_process_stood_still(grid: InProcessGrid) -> None:
+    time, flaky = fed.FakeTime(), Flaky(grid)
+    flaky.away = frozenset({NODES["site-3"]})
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        time.sleep(seconds + (3600 if len(slept) == 20 else 0))
+        if len(slept) > 100:  # seconds after it went on
+            flaky.away = frozenset()
+
+    study = fed.study(**{"federation.rounds": 1, "federation.deadline_s": 60.0})
+    progress = train(flaky, work(study), clock=time.clock, sleep=sleep)
+    assert {facts["status"] for facts in progress.history[0]["sites"].values()} == {"ok"}
+
+
 def test_a_quorum_that_cannot_be_had_any_more_waits_for_nobody(grid: InProcessGrid) -> None:
     def bend(node: int, reply: Message) -> list[Message]:
         return error_from_node_one(reply) if node == NODES["site-1"] else [reply]
