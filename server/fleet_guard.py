@@ -341,7 +341,9 @@ class Guard:
 
     def _announce(self, member: Member, pushed: flower.Pushed) -> str:
         work = member.work.get(pushed.reply_to)
-        if pushed.source != member.node_id or pushed.target != flower.SERVER_NODE or work is None:
+        if work is None:  # made before this side was started anew: it is asked for again; or in another site's name
+            raise _Refused(403, "reply to nothing asked")
+        if pushed.source != member.node_id or pushed.target != flower.SERVER_NODE:
             raise _Refused(403, "another site's reply")
         if pushed.run_id != work.offer.run_id or pushed.root != pushed.message_id:
             raise _Refused(403, "another site's reply")
