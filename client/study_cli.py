@@ -183,7 +183,8 @@ def user() -> str:
 
 
 def _said(record: Record, verdict: Verdict) -> str:
-    return f"study {record.hash[:12]} ({record.study.name}): {verdict.state}: {verdict.why}"
+    state = "" if verdict.why.startswith(verdict.state) else f"{verdict.state}: "
+    return f"study {record.hash[:12]} ({record.study.name}): {state}{verdict.why}"
 
 
 def _facts(record: Record, verdict: Verdict) -> dict[str, Any]:

@@ -74,6 +74,7 @@ class Running:
         self._run: _Run | None = None
         self._courier = Courier(coordinator, self.fleet)
         self._trouble: dict[str, str] = {}
+        self._since = time.time()
 
     def run(self, *, stop: threading.Event, resume: bool = False) -> None:
         """Serve until ``stop``. Runs that a killed process left are marked; ``resume`` queues the last such run again.
@@ -224,6 +225,7 @@ class Running:
         }
         told: dict[str, Any] = {
             "at": time.time(),
+            "since": self._since,
             "port": self.fleet.port,
             "sites": sites,
             "run": run.facts() if run else None,

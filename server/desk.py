@@ -50,7 +50,8 @@ class RunFolder:
 
         ``survey_only``: it stops after its survey, until it is resumed.
         """
-        name = f"{at.strftime('%Y%m%d-%H%M%S')}-{study.name}"
+        # In universal time: names sort as runs were launched, when clocks are put back too.
+        name = f"{at.astimezone(UTC).strftime('%Y%m%d-%H%M%S')}-{study.name}"
         path, number = runs / name, 2
         while True:
             try:
@@ -257,6 +258,7 @@ class _Alert(BaseModel):
 
 class _Status(BaseModel):
     at: float
+    since: float
     port: int
     sites: dict[str, _Site]
     run: _Run | None

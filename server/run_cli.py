@@ -174,6 +174,7 @@ def look(coordinator: Coordinator, at: float) -> dict[str, Any]:
         alerts = [vars(alert) for alert in found if alert is not None]
     facts: dict[str, Any] = {
         "up": alive,
+        "up_s": (at - told["since"] if told else 0.0) if alive else None,
         "stale_s": age if abs(age) > STALE_S else None,
         "federation": coordinator.config.name,
         "address": coordinator.config.address,

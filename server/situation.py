@@ -55,6 +55,8 @@ _PHASES = {
 _DECIDE = ("approval-pending", "roster-changed")
 _AWAY = ("offline", "not reachable")
 _LISTED = 5
+_RETURN_S = 90.0
+"""Within this an agent that lost its coordinator tries again: ``client.fleet.Pace``'s longest pause, and half."""
 
 
 def describe(facts: Facts, now: float) -> Iterator[str]:
@@ -203,7 +205,9 @@ def _about_sites(facts: Facts) -> Iterator[str]:
     if active is not None and decide:
         yield f"ask {_names(decide)} to decide: `fedward site approve {active['hash'][:12]}`"
     away = [alias for alias, site in facts["sites"].items() if not site["online"]]
-    if away:
+    if away and facts["up_s"] < _RETURN_S:
+        yield f"wait for {_names(away)}: this coordinator has just started, and sites come back by themselves"
+    elif away:
         yield f"call {_names(away)}: `fedward site up` does not run there, or the network is shut"
     upgrade = [a for a, site in facts["sites"].items() if str(site["answer"]).startswith("another version")]
     if upgrade:

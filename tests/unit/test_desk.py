@@ -114,7 +114,8 @@ def test_what_a_dead_coordinator_told_is_not_shown(
 ) -> None:
     admitted(coordinator, tmp_path)
     site = {"online": True, "last_seen": time.time(), "answer": "ready", "program": "1", "until": 0}
-    told = {"at": time.time(), "port": 1, "sites": {"north": site}, "run": None, "refused": {}, "alerts": []}
+    told = {"at": time.time(), "since": time.time(), "port": 1, "sites": {"north": site}}
+    told |= {"run": None, "refused": {}, "alerts": []}
     (coordinator.directory / "status.json").write_text(json.dumps(told))
     first, second, third = (RunFolder.launch(coordinator.runs, named(name), Path(), AT) for name in "abc")
     run_cli.status(coordinator.directory, as_json=False)

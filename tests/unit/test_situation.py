@@ -36,6 +36,7 @@ def facts(**changed: Any) -> dict[str, Any]:
     run = {"name": "r", "state": "running", "hash": HASH, "ahead": ""}
     return {
         "up": True,
+        "up_s": 600.0,
         "stale_s": None,
         "federation": "trial",
         "address": "hub:8443",
@@ -94,6 +95,9 @@ def test_before_a_run_it_says_who_has_yet_to_decide() -> None:
     assert "approved by east; north waits for its people's approval; west is offline" in text
     assert "next: ask north to decide: `fedward site approve aaaaaaaaaaaa`" in text
     assert "next: call west: " in text
+    text = told(facts(sites=sites, of_run={"state": "waiting"}, up_s=12.0))
+    assert "next: wait for west: " in text
+    assert "call west" not in text
 
 
 def test_before_a_run_it_says_when_it_begins_without_the_others_and_never_that_an_online_site_is_offline() -> None:
