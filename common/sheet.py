@@ -16,10 +16,11 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
+from xml.parsers import expat
 
 from common.errors import DataError
 
@@ -157,8 +158,24 @@ class Sheet:
         return cell
 
 
+def _check_markup(archive: zipfile.ZipFile) -> None:
+    """Raises :class:`ValueError` for a part that declares a document type, and with it entities.
+
+    Which parser openpyxl takes depends on what else is installed (lxml goes before defusedxml): neither is relied on.
+    """
+
+    def refuse(*_: object) -> None:
+        raise ValueError("a part of a workbook declares a document type")
+
+    for part in archive.infolist():
+        parser = expat.ParserCreate()
+        parser.StartDoctypeDeclHandler = refuse
+        with suppress(expat.ExpatError):  # a picture; or damaged markup, which openpyxl refuses itself
+            parser.Parse(archive.read(part), True)
+
+
 class _Workbook:
-    """One XLSX file, read whole by openpyxl, with defusedxml between it and a stranger's XML."""
+    """One XLSX file, read whole by openpyxl, when none of its parts declares entities."""
 
     def __init__(self, name: str, path: Path, worksheet: str) -> None:
         self._name, self._path, self._worksheet = name, path, worksheet
@@ -167,12 +184,11 @@ class _Workbook:
         """Rows as Excel numbers them, cells as text, without the empty ones at a row's end."""
         import openpyxl  # type: ignore[import-untyped]
 
-        if not openpyxl.DEFUSEDXML:
-            raise DataError(f"{self._name}: an Excel workbook is only read with defusedxml; install it, or save as CSV")
         try:
             with warnings.catch_warnings(), zipfile.ZipFile(self._path) as archive:
                 warnings.simplefilter("ignore")  # of styles and extensions that we do not read
                 self._check_size(archive)
+                _check_markup(archive)
                 with closing(openpyxl.load_workbook(archive.fp, read_only=True, data_only=True)) as book:
                     sheet = self._chosen(book)
                     part = archive.read(sheet._worksheet_path)

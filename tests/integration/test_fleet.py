@@ -247,7 +247,7 @@ def test_the_agent_ends_at_once_where_nobody_listens(fresh: Authority) -> None:
             wait_for(lambda: any("unreachable" in line for line in agent.lines()))
             started = time.monotonic()
             assert agent.end() == 0
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 15  # and not the 30 s until its next attempt
     with (
         socket.create_server(("127.0.0.1", 0)) as deaf,
         Agent(fresh, "north", deaf.getsockname()[1], connect_s=2.0) as agent,

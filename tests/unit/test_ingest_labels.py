@@ -243,12 +243,6 @@ def test_rows_that_no_reader_would_find_are_refused_at_once(xlsx: Callable[..., 
     assert time.monotonic() - started < 2
 
 
-def test_without_defusedxml_workbooks_are_not_read(xlsx: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    path = xlsx([["file"]])
-    monkeypatch.setattr(openpyxl, "DEFUSEDXML", False)
-    refused(lambda: Sheet(path), "only read with defusedxml")
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_a_damaged_workbook_is_read_or_refused(xlsx: Callable[..., Path], seed: int) -> None:
     path = xlsx([["file", "label"], ["a.png", "x"], [3, date(2024, 1, 1)]])
