@@ -423,7 +423,7 @@ def test_unusable_keys_are_named_with_their_remedy(authority: Authority, tmp_pat
         Connection.open("127.0.0.1:1", tmp_path / "none.crt", authority.path("north.key"))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_sleep_of_either_side_loses_nothing(fresh: Authority) -> None:
     """The agent works past two heart-beats, then is stopped past two more; then the coordinator slept."""
     with fresh.fleet() as fleet, Agent(fresh, "north", fleet.port, "echo:26") as agent:
@@ -449,7 +449,7 @@ def test_sleep_of_either_side_loses_nothing(fresh: Authority) -> None:
         assert agent.end() == 0
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_memory_is_flat_over_many_rounds(pair: tuple[Fleet, list[Agent]]) -> None:
     fleet, agents = pair
     with fleet.grid() as grid:
