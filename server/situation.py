@@ -147,7 +147,9 @@ def _running(run: Facts, live: Facts, now: float) -> str:
 
 
 def _progress(run: Facts) -> str:
-    parts = [f"after round {run['round']} of {run['rounds']}: training loss {run['train_loss']:.3f}"]
+    parts = []
+    if run["train_loss"] is not None:  # private sites tell none
+        parts.append(f"training loss {run['train_loss']:.3f}")
     if run["val_loss"] is not None:
         parts.append(f"validation loss {run['val_loss']:.3f}")
     if run["val_auc"] is not None:
@@ -158,7 +160,7 @@ def _progress(run: Facts) -> str:
     parts.append(f"{run['bytes'] / 1e6:,.1f} MB moved so far")
     absent = {site: reason.removeprefix("declined: ") for site, reason in run["absent"].items()}
     lost = "".join(f"; {site}: {ANSWERS.get(reason, reason)}" for site, reason in absent.items())
-    return ", ".join(parts) + lost
+    return f"after round {run['round']} of {run['rounds']}: {', '.join(parts)}{lost}"
 
 
 def next_steps(facts: Facts) -> Iterator[str]:

@@ -77,6 +77,8 @@ def test_a_round_names_who_is_awaited_and_for_how_long() -> None:
     assert "after round 1 of 4: training loss 0.500, validation loss 0.410, AUC 0.873, 12.3 MB moved so far" in text
     hidden = last | {"absent": {}, "val_auc": None, "val_auc_bounds": [0.706, 0.994]}
     assert "AUC between 0.706 and 0.994, as small groups are hidden" in told(facts(run=live(), of_run=hidden))
+    private = last | {"absent": {}, "train_loss": None, "val_loss": None, "val_auc": None}
+    assert "after round 1 of 4: 12.3 MB moved so far" in told(facts(run=live(), of_run=private))
     assert "testing the finished model" in told(facts(run=live(phase="testing")))
 
 
