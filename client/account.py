@@ -15,6 +15,7 @@ from common.alerts import Alert
 from common.errors import AuditError, LedgerError, PolicyError, PrivacyError
 from common.privacy import belief, mechanism_of
 from common.study import Study
+from common.words import sure
 
 DELTA = 1e-5
 """At which sums are shown where neither a budget nor a study says otherwise."""
@@ -123,11 +124,10 @@ def meaning(epsilon_: float, delta: float, unit: str) -> str:
     """What ε says of one patient, in words."""
     if epsilon_ == 0.0:
         return f"Nothing was told of any {unit} by a private study."
-    sure = belief(epsilon_)
-    most = f"{sure:.1%}" if sure < 0.9995 else "almost completely"
     return (
         f"Somebody who has seen all that private training let out, knows all other {unit}s, and held it as likely as "
-        f"not that a given {unit} was in it, can be {most} sure of that at most, but for a chance of about {delta:g}."
+        f"not that a given {unit} was in it, can be {sure(belief(epsilon_))} sure of that at most, but for a chance of "
+        f"about {delta:g}."
     )
 
 

@@ -6,6 +6,7 @@ from common import central
 from common.errors import PrivacyError
 from common.privacy import belief, mechanism_of, promised, spec_of
 from common.study import Study
+from common.words import sure
 
 
 def private_words(study: Study, units: int | None) -> str:
@@ -19,7 +20,7 @@ def private_words(study: Study, units: int | None) -> str:
     text = (
         f"Training is differentially private for each {whose}: epsilon at most {bound:.3g}, delta {privacy.delta:.1g}, "
         "over the whole study. Who sees all that leaves training, knows all other patients, and holds it as likely as "
-        f"not that a given {privacy.unit} took part, can become {_sure(belief(bound))} sure of it at most, but for a "
+        f"not that a given {privacy.unit} took part, can become {sure(belief(bound))} sure of it at most, but for a "
         "chance of about delta. "
     )
     return f"{text}{_strength(bound)} {_here(study, units)} {_uncovered(study)}"
@@ -43,7 +44,7 @@ def central_words(study: Study) -> str:
     text = (
         f"{who} noise that hides each hospital as a whole: epsilon at most {bound:.3g}, delta "
         f"{spec.delta:.1g}, over the whole study. Who sees all models, knows all other hospitals, and holds it as "
-        f"likely as not that this one's images had a say, can become {_sure(belief(bound))} sure of it at most. "
+        f"likely as not that this one's images had a say, can become {sure(belief(bound))} sure of it at most. "
         f"{whom}"
     )
     if spec.evaluation == "exact":
@@ -102,7 +103,3 @@ def _uncovered(study: Study) -> str:
     if study.federation.secure_aggregation is None:
         text += " Weights are not hidden from the coordinator by secure aggregation."
     return text
-
-
-def _sure(share: float) -> str:
-    return f"{share:.1%}" if share < 0.9995 else "almost completely"

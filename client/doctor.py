@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from client.vault.keys import probe
 from common.alerts import EXPIRES_DAYS
 from common.clock import Clock, now
 from common.errors import FedwardError
-from common.examined import LEAST_DISK, Finding, disk, failed, files, looked, memory, versions
+from common.examined import LEAST_DISK, Finding, behind, disk, failed, files, looked, memory, versions
 
 if TYPE_CHECKING:
     from client.federation import Membership
@@ -82,10 +81,7 @@ def _audit(home: Home) -> Iterator[Finding]:
     for entry in home.audit.entries():
         count, last = entry.number, entry.at
     yield Finding("ok", "audit", f"{count} entries, an unbroken chain")
-    if last and datetime.fromisoformat(last) > home.clock() + timedelta(minutes=1):
-        yield Finding(
-            "fail", "clock", f"this machine's clock is behind the audit log's last entry, {last}", "set it (NTP)"
-        )
+    yield from behind(home.clock, last)
 
 
 def _ledger(home: Home) -> Iterator[Finding]:

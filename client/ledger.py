@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from client.budget import Budget, beyond_promise, lacking
 from client.home import Home
-from client.ledger_entries import Book, Charge, Entry
+from client.ledger_entries import EVENT, Book, Charge, Entry, spending
 from client.sqlite_file import Database
 from client.vault.store import Vault
 from common.audit import START, Reader
@@ -33,8 +33,6 @@ from common.errors import BudgetExhausted, LedgerError, PrivacyError, StoreError
 logger = logging.getLogger("fedward.ledger")
 
 LEDGER = "ledger.sqlite"
-EVENT = "ledger"
-"""Of the audit log: one entry of the ledger, as it is written."""
 MENDED = "ledger-mended"
 """Of the audit log: from here on the ledger's entries are those up to ``sequence``, whatever the log said before."""
 UNKNOWN = "training of which the ledger knows nothing"
@@ -126,13 +124,8 @@ class Ledger:
                 repeat=charge.repeat,
                 round=charge.round,
                 request=charge.request,
-                unit=privacy.unit,
-                noise_multiplier=mechanism.noise_multiplier,
-                sample_rate=mechanism.sample_rate,
-                steps=mechanism.steps,
                 planned=charge.planned,
-                delta=privacy.delta,
-                accountant=privacy.accountant,
+                **spending(privacy, mechanism),
             )
 
     def commit(self, reservation: Entry) -> None:

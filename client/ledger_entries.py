@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,6 +20,8 @@ from common.errors import LedgerError
 from common.study_privacy import PrivacySpec
 
 ALL_PATIENTS = "all"
+EVENT = "ledger"
+"""Of the audit log: an entry of the ledger, which stands there before what it pays for leaves."""
 """The population of a site that has named none."""
 _NAME = b"fedward ledger 1\0"
 _REMEDY = "`fedward site ledger --mend` puts it right from the audit log; until then nothing is trained"
@@ -101,6 +103,18 @@ class Entry(BaseModel):
         except ValidationError:
             return None
         return entry if entry.text == text else None
+
+
+def spending(privacy: PrivacySpec, mechanism: Mechanism) -> dict[str, Any]:
+    """An entry's fields that say what ``mechanism``, done under ``privacy``, spends."""
+    return {
+        "unit": privacy.unit,
+        "noise_multiplier": mechanism.noise_multiplier,
+        "sample_rate": mechanism.sample_rate,
+        "steps": mechanism.steps,
+        "delta": privacy.delta,
+        "accountant": privacy.accountant,
+    }
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from datetime import datetime
 from pathlib import Path
 
 from client.home import Home
-from client.ledger import EVENT, LEDGER, MENDED, Ledger
-from client.ledger_entries import Book, Entry
+from client.ledger import LEDGER, MENDED, Ledger
+from client.ledger_entries import EVENT, Book, Entry
 from client.ledger_recovery import LOST, UNKNOWN, Missing, missing
 from client.vault.store import Vault
 from common.errors import LedgerError

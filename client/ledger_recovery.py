@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from client.approvals import Approvals
 from client.federation import ANCHORS, FOLDER, REPLACED, REQUESTED
 from client.home import Home
-from client.ledger_entries import Book, Entry
+from client.ledger_entries import Book, Entry, spending
 from client.vault.store import Vault
 from common.accounting import Mechanism, epsilon
 from common.anchors import Anchor, Anchors, Head
@@ -136,13 +136,8 @@ def _round(study: Study, units: int, population: str) -> Entry:
         population=population,
         study=study.hash,
         name=study.name,
-        unit=privacy.unit,
-        noise_multiplier=mechanism.noise_multiplier,
-        sample_rate=mechanism.sample_rate,
-        steps=steps_of(study, 1),
         planned=mechanism.steps,
-        delta=privacy.delta,
-        accountant=privacy.accountant,
+        **spending(privacy, replace(mechanism, steps=steps_of(study, 1))),
     )
 
 

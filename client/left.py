@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from client.ledger_entries import EVENT
 from client.ledger_entries import Entry as LedgerEntry
 from common.accounting import Mechanism, epsilon
 from common.audit import Entry
@@ -13,8 +14,6 @@ from common.audit import Entry
 REPLY, RECEIVED = "reply", "model-received"
 """Of the audit log: a reply is about to leave (once: what is sent again has the same bytes); a finished model came, of
 which a receipt leaves."""
-LEDGER = "ledger"
-"""Of the audit log: an entry of the privacy ledger, which stands there before what it pays for leaves."""
 FIT = "train.fit"
 """The kind of request that a fit answers (``common.protocol.TRAIN``)."""
 _RECEIPT_BYTES = 32
@@ -94,7 +93,7 @@ def left(entries: Iterable[Entry]) -> list[StudyLeft]:
             names[study] = str(facts.get("name", ""))
         elif entry.event == REPLY:
             replies.setdefault(study, []).append(_reply(entry, charged.get(study, ())))
-        elif entry.event == LEDGER:
+        elif entry.event == EVENT:
             charge = LedgerEntry.parse(str(facts.get("entry")))
             if charge is not None and charge.mechanism is not None:
                 charged.setdefault(charge.study, []).append(charge)

@@ -8,10 +8,12 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from common.clock import Clock
 from common.errors import DataError, FedwardError
 
 Level = Literal["ok", "warn", "fail"]
@@ -72,6 +74,13 @@ def disk(place: Path, needed: int, what_for: str) -> Finding:
         return Finding("ok", "disk", f"{free / 2**30:.1f} GiB free")
     text = f"{free / 2**30:.1f} GiB free; {what_for} {needed / 2**30:.1f} GiB"
     return Finding("warn", "disk", text, "free some, or move to a larger disk")
+
+
+def behind(clock: Clock, last: str) -> Iterator[Finding]:
+    """Whether this machine's clock is behind ``last``, when the audit log's newest entry was written (ISO 8601)."""
+    if last and datetime.fromisoformat(last) > clock() + timedelta(minutes=1):
+        text = f"this machine's clock is behind the audit log's last entry, {last}"
+        yield Finding("fail", "clock", text, "set it (NTP)")
 
 
 def memory(needed: int = LEAST_MEMORY) -> Finding:

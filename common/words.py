@@ -12,6 +12,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def sure(share: float) -> str:
+    """How sure somebody may be of something: ``73.1%``, ``almost completely``."""
+    return f"{share:.1%}" if share < 0.9995 else "almost completely"
+
+
 def older(theirs: str, ours: str) -> str:
     """By two versions of fedward, which is behind: ``theirs``, ``ours``, or neither (empty)."""
     if theirs == ours:

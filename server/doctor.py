@@ -6,13 +6,12 @@ import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import datetime, timedelta
 from pathlib import Path
 
 from common.alerts import EXPIRES_DAYS
 from common.clock import Clock, now
 from common.errors import FedwardError, Unhealthy
-from common.examined import LEAST_DISK, Finding, disk, failed, files, looked, memory, versions
+from common.examined import LEAST_DISK, Finding, behind, disk, failed, files, looked, memory, versions
 from common.identity import Address, covers, read_file
 from common.webhook import Webhook
 from server.desk import all_runs, is_at_work
@@ -74,9 +73,7 @@ def _audit(coordinator: Coordinator) -> Iterator[Finding]:
         yield Finding("fail", "audit", text, "restore audit.jsonl from a backup")
     else:
         yield Finding("ok", "audit", f"{count} entries, an unbroken chain")
-    if last and datetime.fromisoformat(last) > coordinator.clock() + timedelta(minutes=1):
-        text = f"this machine's clock is behind the audit log's last entry, {last}"
-        yield Finding("fail", "clock", text, "set it (NTP)")
+    yield from behind(coordinator.clock, last)
 
 
 def _runs(coordinator: Coordinator) -> Iterator[Finding]:

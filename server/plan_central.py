@@ -8,8 +8,8 @@ from typing import Any
 from common.central import LEAST_SITES, Effect, effect_of, facts, noise_of, promised, short, spec_of, spent
 from common.privacy import belief
 from common.study import Study
+from common.words import sure
 from server.plan import shown
-from server.report.privacy import percent
 
 _EXAMPLES = (LEAST_SITES, 30, 100, 300, 1000, 10_000)
 
@@ -53,7 +53,7 @@ def lines(study: Study, rows: Rows) -> Iterator[str]:
     )
     yield (
         "it means: who sees all models, and held it as likely as not that a given hospital's images had a say, can "
-        f"become {percent(belief(bound))} sure of it at most{sees}"
+        f"become {sure(belief(bound))} sure of it at most{sees}"
     )
     yield ""
     yield from rows(

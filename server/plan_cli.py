@@ -11,6 +11,7 @@ from typing import Any
 from common.errors import PrivacyError
 from common.privacy import belief, facts, promised, spec_of
 from common.study import Study
+from common.words import sure
 from server import plan_central
 from server.plan import BEYOND, Afforded, Cost, WhatIf, afforded, check_budget, costs, examples, what_if
 
@@ -116,7 +117,7 @@ def _head(study: Study) -> Iterator[str]:
     )
     yield (
         f"it means: who held it as likely as not that a given {privacy.unit} took part can become "
-        f"{_share(belief(bound))} sure of it at most, whatever else is known"
+        f"{sure(belief(bound))} sure of it at most, whatever else is known"
     )
 
 
@@ -194,7 +195,3 @@ def _rows(corner: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[
     widths = [max(len(head), *(len(cells[place]) for _, cells in rows)) for place, head in enumerate(heads)]
     for name, cells in [(corner, heads), *rows]:
         yield f"{name:<{first}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-
-
-def _share(share: float) -> str:
-    return f"{share:.1%}" if share < 0.9995 else "almost completely"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from common.html import Block, Cell, Column, Facts, Paragraph, Table
 from common.privacy import belief
-from server.report.privacy import ACCOUNTANTS, percent
+from common.words import sure
+from server.report.privacy import ACCOUNTANTS
 from server.report.promises import Central
 from server.report.results import Run
 from server.report.words import count
@@ -29,7 +30,7 @@ def _promise(central: Central) -> str:
     return (
         f"The federated model is differentially private for each hospital: ε at most {central.epsilon:.3g}, "
         f"δ {central.delta:.3g}, over all rounds. Somebody who sees every model, and held it as likely as not that a "
-        f"given hospital's images had a say, can become {percent(belief(central.epsilon))} sure of it at most, but for "
+        f"given hospital's images had a say, can become {sure(belief(central.epsilon))} sure of it at most, but for "
         f"a chance of about δ. {_whom(central)}"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from common.html import Block, Cell, Column, Facts, Paragraph, Table
 from common.privacy import belief
+from common.words import sure
 from server.report.promises import Privacy
 from server.report.results import Run
 from server.report.words import arm_name, count, plural
@@ -28,7 +29,7 @@ def _promise(privacy: Privacy) -> str:
     return (
         f"Training at each hospital is differentially private for each {whose}: ε at most {privacy.epsilon:.3g}, "
         f"δ {privacy.delta:.3g}, over all rounds. Somebody who sees every model, and held it as likely as not that a "
-        f"given {whose} took part, can become {percent(belief(privacy.epsilon))} sure of it at most, but for a chance "
+        f"given {whose} took part, can become {sure(belief(privacy.epsilon))} sure of it at most, but for a chance "
         "of about δ."
     )
 
@@ -76,8 +77,3 @@ def _limits(run: Run, privacy: Privacy) -> str:
     else:
         text += "No count of validation or test patients has left a hospital, so nothing says how good the models are. "
     return text + "The numbers of images on this page are known because the hospitals are virtual."
-
-
-def percent(share: float) -> str:
-    """How sure somebody may be, in words."""
-    return f"{share:.1%}" if share < 0.9995 else "all but completely"
