@@ -38,10 +38,14 @@ def interval(value: float, variance: float | None, n: float, confidence: float) 
     itself. Where there is no variance to go by (None, or 0: all right, all wrong, or one patient) the
     interval of Wilson (1927, JASA 22) with ``n`` patients.
     """
+    return interval_at(value, variance, n, quantile(confidence))
+
+
+def interval_at(value: float, variance: float | None, n: float, z: float) -> Interval:
+    """As :func:`interval`, for the normal quantile ``z`` > 0."""
     if math.isnan(value):
         return UNDEFINED
     value = min(max(value, 0.0), 1.0)
-    z = quantile(confidence)
     if variance is None or variance <= _NO_VARIANCE or not 0.0 < value < 1.0:
         return wilson(value, n, z)
     logit = math.log(value) - math.log1p(-value)

@@ -65,21 +65,17 @@ class Moments:
         scored = Scored.of(scores, targets, patients, layout)
         if min_cell > 1:
             scored, _ = cells.withhold(scored, layout.task, min_cell)
-        tally, above, below = _per_patient(scored, reference, min_cell)
-        influence, support = _influences(tally, reference)
-        parts, positive_or_negative = _placements(tally, above, below, reference)
-        auc = parts.sum(axis=2)
-        everywhere = np.flatnonzero(~np.isnan(reference.auc))
-        overall = auc[:, everywhere].sum(axis=1) / max(len(everywhere), 1)
-        influence = np.concatenate([np.column_stack([auc, overall])[None], influence])
-        support = np.concatenate([_with_any(positive_or_negative)[None], support])
-        squares, auc_parts = _fixed(influence, axis=1), _fixed(parts, axis=0)
-        counted = support.sum(axis=1, dtype=np.int64)
+        return cls.summed(Influences.of(scored, reference, min_cell), layout, min_cell)
+
+    @classmethod
+    def summed(cls, found: Influences, layout: Layout, min_cell: int = 1) -> Moments:
+        """The sums of a site's influences. Raises :class:`ProtocolError` as :meth:`of`."""
+        squares, auc_parts = fixed(found.values, axis=1), fixed(found.parts, axis=0)
+        counted = found.support.sum(axis=1, dtype=np.int64)
         small = (counted > 0) & (counted < min_cell)
         squares[small], counted[small] = 0, 0
         auc_parts[small[0, :-1]] = 0
-        known = cells.presence(scored.patient, scored.patients, scored.known).any(axis=1).sum()
-        return cls(layout, squares, auc_parts, counted, small.astype(np.int64), int(known))
+        return cls(layout, squares, auc_parts, counted, small.astype(np.int64), int(found.known.sum()))
 
     @classmethod
     def zero(cls, layout: Layout) -> Moments:
@@ -132,6 +128,36 @@ class Moments:
         if (support > patients).any() or squares[support == 0].any() or auc_parts[support[0, :-1] == 0].any():
             raise ProtocolError("a statistics message contradicts itself: squares without patients")
         return cls(layout, squares, auc_parts, support, withheld, patients)
+
+
+@dataclass(frozen=True, eq=False)
+class Influences:
+    """What each patient of a site moves each metric by, to first order."""
+
+    values: Floats
+    """``(7, patients, C + 1)`` in the order of :data:`METRICS`; the last column is the metric over all classes."""
+    parts: Floats
+    """``(patients, C, 2)`` of the AUC: through a patient's negatives, and through the positives."""
+    support: NDArray[np.bool_]
+    """``(7, patients, C + 1)``: whether the metric rests on the patient."""
+    known: NDArray[np.bool_]
+    """``(patients,)``: whether the patient has a labelled image."""
+
+    @classmethod
+    def of(cls, scored: Scored, reference: Reference, min_cell: int = 1) -> Influences:
+        """Of ``scored``, whose patients keep their numbers where none of their images is known."""
+        tally, above, below = _per_patient(scored, reference, min_cell)
+        influence, support = _influences(tally, reference)
+        parts, positive_or_negative = _placements(tally, above, below, reference)
+        auc = parts.sum(axis=2)
+        everywhere = np.flatnonzero(~np.isnan(reference.auc))
+        overall = auc[:, everywhere].sum(axis=1) / max(len(everywhere), 1)
+        return cls(
+            np.concatenate([np.column_stack([auc, overall])[None], influence]),
+            parts,
+            np.concatenate([_with_any(positive_or_negative)[None], support]),
+            np.asarray(cells.presence(scored.patient, scored.patients, scored.known).any(axis=1)),
+        )
 
 
 def _per_patient(scored: Scored, reference: Reference, min_cell: int) -> tuple[Tally, Floats, Floats]:
@@ -219,7 +245,7 @@ def _with_any(support: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.column_stack([support, np.asarray(support.any(axis=1))])
 
 
-def _fixed(influence: Floats, axis: int) -> Ints:
+def fixed(influence: Floats, axis: int) -> Ints:
     """Sum of squares over patients (``axis``), each rounded to the unit: whole numbers add in any order.
 
     Raises :class:`ProtocolError` where they are greater than if the reference held these images.

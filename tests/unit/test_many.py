@@ -1,0 +1,37 @@
+"""Holm's correction: by hand, and its promise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.metrics.many import holm
+
+
+def test_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.7, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0.0, 1.0), max_size=12))
+def test_order_does_not_matter_and_nothing_becomes_surer(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    assert all(p <= q <= 1.0 for p, q in zip(p_values, adjusted, strict=True))
+    turn = np.argsort(p_values)
+    assert np.all(np.diff(np.asarray(adjusted)[turn]) >= 0)
+    assert holm([p_values[i] for i in turn]) == [adjusted[i] for i in turn]
+
+
+def test_one_false_call_among_many_is_as_rare_as_promised() -> None:
+    p = np.random.default_rng(0).random((4000, 10))
+    false_calls = sum(min(holm(row.tolist())) <= 0.05 for row in p) / len(p)
+    assert 0.035 < false_calls < 0.06
+
+
+@pytest.mark.parametrize("wrong", [[-0.1], [1.1], [float("nan")]])
+def test_what_is_no_probability_is_refused(wrong: list[float]) -> None:
+    with pytest.raises(ValueError, match="p-values must be"):
+        holm(wrong)
