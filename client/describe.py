@@ -107,6 +107,12 @@ def _question(study: Study) -> str:
 def _images(study: Study, images: Mapping[str, int] | None) -> str:
     size = f"Each is brought to {study.image.size} × {study.image.size} pixels, "
     size += "grey." if study.image.channels == 1 else "in three channels."
+    fold = study.data.fold
+    if fold is not None:
+        size += (
+            f" Its training and validation patients are dealt to {fold.of} folds, class by class; those of fold "
+            f"{fold.number} validate, the others train."
+        )
     if images is None:
         return f"{size} How many of this site's it would use was not counted."
     counted = ", ".join(f"{images.get(split, 0)} {split}" for split in ("train", "val", "test"))

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from client.vault.prepared import PreparedView
 from client.vault.store import Vault
 from client.vault.view import View, ViewCache
 from common.errors import DataError
-from common.labels import targets
+from common.folds import assign
+from common.labels import Labels, targets
 from common.study import Study
 from common.survey import SPLITS, Rows, images_told
 
@@ -28,6 +29,16 @@ Split = Literal["train", "val", "test"]
 VIEW_CACHE_BYTES = 4 << 30
 VIEWS = "views"
 """Folder of stored views: in a site's state, which an erasure empties, or beside the vault of a simulated one."""
+
+
+class _Row(NamedTuple):
+    """Of a vault's row what is counted here."""
+
+    digest: str
+    patient: str
+    split: str
+    labels: Labels
+    has_mask: bool
 
 
 @dataclass(frozen=True)
@@ -118,12 +129,19 @@ class Site:
         found: dict[str, tuple[list[NDArray[np.float32]], list[int]]] = {split: ([], []) for split in SPLITS}
         numbers: dict[tuple[str, str], int] = {}
         for vault in self.vaults:
-            rows = [(row.split, row.patient, row.labels, row.has_mask) for row in vault.each() if row.split in found]
-            wanted = targets(study, [labels for _, _, labels, _ in rows])
-            for (split, patient, _, has_mask), target in zip(rows, wanted, strict=True):
-                if np.isfinite(target).any() and (has_mask or study.task != "segmentation"):
-                    found[split][0].append(target)
-                    found[split][1].append(numbers.setdefault((vault.id, patient), len(numbers)))
+            rows = [
+                _Row(row.digest, row.patient, row.split, row.labels, row.has_mask)
+                for row in vault.each()
+                if row.split in found
+            ]
+            wanted = targets(study, [row.labels for row in rows])
+            usable = np.asarray(np.isfinite(wanted).any(axis=1), dtype=np.bool_)
+            if study.task == "segmentation":
+                usable = usable & np.array([row.has_mask for row in rows], dtype=bool)
+            used = [row for row, use in zip(rows, usable.tolist(), strict=True) if use]
+            for row, split, target in zip(used, assign(study, used, wanted[usable]), wanted[usable], strict=True):
+                found[split][0].append(target)
+                found[split][1].append(numbers.setdefault((vault.id, row.patient), len(numbers)))
         width = len(study.classes)
         return {
             split: (np.array(values, dtype=np.float32).reshape(-1, width), np.array(patients, dtype=np.int64))

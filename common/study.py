@@ -31,6 +31,7 @@ from common.study_parts import (
     EarlyStopping,
     EvaluationSpec,
     FederationSpec,
+    FoldSpec,
     GovernanceSpec,
     ImageSpec,
     ModelSpec,
@@ -56,6 +57,7 @@ __all__ = [
     "EarlyStopping",
     "EvaluationSpec",
     "FederationSpec",
+    "FoldSpec",
     "GovernanceSpec",
     "ImageSpec",
     "ModelSpec",
@@ -95,6 +97,7 @@ _CLASSES_SCHEMA: dict[str, Any] = {
 
 _ADDED: dict[str, Any] = {
     "survey": [],
+    "data.fold": None,
     "image.normalise": "none",
     "federation.compression": "none",
     "federation.secure_aggregation": None,
@@ -187,10 +190,26 @@ class Study(Part):
                 f"model.name: {self.model.name} classifies whole images; segmentation needs a segmentation model "
                 "installed under the entry point group 'fedward.models'"
             )
+        self._check_fold()
         check_privacy(self)
         check_secure(self)
         check_central(self)
         return self
+
+    def _check_fold(self) -> None:
+        """A fold's parts hang on all of a site's patients: what protects one of them would not hold."""
+        if self.data.fold is None:
+            return
+        if self.privacy is not None or self.central_privacy is not None:
+            raise ValueError(
+                "data.fold: one patient more moves others from fold to fold, and differential privacy bounds what "
+                "one patient changes; leave data.fold out, or privacy and central_privacy"
+            )
+        if self.evaluation.min_cell > 1:
+            raise ValueError(
+                "data.fold: the counts of all folds, subtracted from each other, tell of cells smaller than "
+                "evaluation.min_cell; leave data.fold out, or use min_cell: 1"
+            )
 
     def _check_labels(self) -> None:
         """A label means one thing: one class, uncertain, or other."""

@@ -13,6 +13,8 @@ from common.frozen import FrozenDict
 from common.study_fields import Fraction, Labels, NonNegative, Parameters, Part, Positive
 from common.study_secure import SecureAggregationSpec
 
+MOST_FOLDS = 20
+
 
 class PhantomSpec(Part):
     """The embedded synthetic chest radiographs (``simulations.phantoms``)."""
@@ -21,6 +23,23 @@ class PhantomSpec(Part):
     size: Annotated[int, Field(ge=32, le=1024)] = 96
     difficulty: Fraction = 0.5
     images_per_patient: Annotated[float, Field(ge=1.0)] = 1.3
+
+
+class FoldSpec(Part):
+    """One fold of a cross-validation by patient (``common.folds``).
+
+    At each site the patients of the splits train and val are dealt anew to ``of`` folds; those of fold ``number``
+    validate, the others train.
+    """
+
+    number: Positive
+    of: Annotated[int, Field(ge=2, le=MOST_FOLDS)]
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if self.number > self.of:
+            raise ValueError(f"number must be 1 to {self.of}, got {self.number}")
+        return self
 
 
 class DataSpec(Part):
@@ -36,6 +55,7 @@ class DataSpec(Part):
     other: Labels = ()
     max_unreadable: Fraction = 0.01
     split: tuple[Fraction, Fraction, Fraction] = (0.7, 0.15, 0.15)
+    fold: FoldSpec | None = None
     phantoms: PhantomSpec = PhantomSpec()
 
     @field_validator("split")

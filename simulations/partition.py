@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import PartitionError
+from common.folds import strata
 from common.randomness import generator
 from common.study import PartitionSpec
 from simulations.dealing import SPLITS, TRAIN, Dealt, Patients, deal_and_split, split_within
@@ -135,23 +136,10 @@ def _patients(cohort: Cohort, seed: int) -> Patients:
         owner=owner,
         images=images,
         labelled=labelled,
-        stratum=_strata(labelled, has_label, one_each=bool((present[known].sum(axis=1) == 1).all())),
+        stratum=strata(labelled, has_label, one_each=bool((present[known].sum(axis=1) == 1).all())),
         split=_given_splits(cohort, names, owner),
         rank=rng.permutation(len(names)),
     )
-
-
-def _strata(labelled: NDArray[np.int64], has_label: NDArray[np.bool_], *, one_each: bool) -> NDArray[np.int64]:
-    """The class a patient counts as: of most of its images, ties to the later class; in a
-    multi-label cohort the rarest class it has, because common ones come along by themselves."""
-    classes = labelled.shape[1]
-    weight = labelled.astype(np.float64)
-    if not one_each:
-        weight = (labelled > 0) / np.maximum(labelled.sum(axis=0), 1)
-    leading = classes - 1 - np.argmax(weight[:, ::-1], axis=1)
-    stratum: NDArray[np.int64] = np.where(labelled.any(axis=1), leading, classes)
-    stratum[~has_label] = classes + 1
-    return stratum
 
 
 def _given_splits(cohort: Cohort, names: NDArray[np.str_], owner: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from common import preprocess, resize
 from common.errors import DataError
+from common.folds import DEALT, assign
 from common.labels import Labels, targets
 from common.preprocess import prepare, prepare_mask
 from common.study import Study
@@ -69,20 +70,26 @@ class _Row(NamedTuple):
     labels: Labels
     generation: int
     has_mask: bool
+    split: str
 
 
 def choose(vault: Vault, study: Study, split: str | None) -> Chosen:
+    dealt = DEALT if study.data.fold is not None and split in DEALT else (split,)
     # Of each row what is needed here: all of it would take five times as much for a hundred thousand images.
     rows = sorted(
-        _Row(row.digest, row.id, row.patient, row.labels, row.generation, row.has_mask)
+        _Row(row.digest, row.id, row.patient, row.labels, row.generation, row.has_mask, row.split)
         for row in vault.each()
-        if split is None or row.split == split
+        if split is None or row.split in dealt
     )
     values = targets(study, [row.labels for row in rows])
     usable = np.asarray(np.isfinite(values).any(axis=1), dtype=np.bool_)
     segmentation = study.task == "segmentation"
     if segmentation:
         usable = usable & np.array([row.has_mask for row in rows], dtype=bool)
+    masked = len(rows) - int(usable.sum())
+    if dealt is DEALT:
+        used = [row for row, use in zip(rows, usable.tolist(), strict=True) if use]
+        usable[usable] = [found == split for found in assign(study, used, values[usable])]
     kept = [row for row, use in zip(rows, usable.tolist(), strict=True) if use]
     numbers = _numbered(kept)
     content = hashlib.sha256(_preparation())
@@ -93,7 +100,7 @@ def choose(vault: Vault, study: Study, split: str | None) -> Chosen:
         torch.from_numpy(values[usable]),
         torch.tensor(numbers, dtype=torch.int64),
         max(numbers, default=-1) + 1,
-        len(rows) - len(kept),
+        masked,
         content.digest(),
         (study.image.channels, study.image.size, study.image.size),
         segmentation,
