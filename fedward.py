@@ -69,9 +69,11 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object per line on 
 def simulate(
     study: Annotated[Path | None, typer.Argument(help="Study file, for example configs/quickstart.yaml.")] = None,
     data: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            help="Folder with labels.csv, MedMNIST .npz, Kermany or NIH folders, or vaults. Default: phantoms."
+            metavar="[NAME=]PATH",
+            help="Folder with labels.csv, MedMNIST .npz, Kermany or NIH folders, or vaults. Give it again for several "
+            "sources as one dataset: each image's attribute `source` is the NAME. Default: phantoms.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/<time>-<study>.")] = None,

@@ -22,22 +22,20 @@ from common import findings, strict_yaml
 from common.errors import StudyError
 from common.frozen import FrozenDict
 from common.study_central import CentralPrivacySpec, check_central
+from common.study_data import DataSpec, FoldSpec, PhantomSpec
 from common.study_fields import Labels, Part, Scalar, label_text
 from common.study_parts import (
     MODELS,
     STRATEGIES,
     AugmentSpec,
-    DataSpec,
     EarlyStopping,
     EvaluationSpec,
     FederationSpec,
-    FoldSpec,
     GovernanceSpec,
     ImageSpec,
     ModelSpec,
     OptimiserSpec,
     PartitionSpec,
-    PhantomSpec,
     PreprocessSpec,
     ScheduleSpec,
     StrategySpec,
@@ -98,6 +96,7 @@ _CLASSES_SCHEMA: dict[str, Any] = {
 _ADDED: dict[str, Any] = {
     "survey": [],
     "data.fold": None,
+    "data.take": {},
     "image.normalise": "none",
     "federation.compression": "none",
     "federation.secure_aggregation": None,
@@ -179,6 +178,10 @@ class Study(Part):
                 f"classes: task multiclass needs at least three classes, got {count}; two classes are task: binary"
             )
         self._check_labels()
+        for source, taken in self.data.take.items():
+            for name in taken:
+                if name not in self.classes:
+                    raise ValueError(f"data.take.{source}: no class {name!r}; name one of: {', '.join(self.classes)}")
         if self.partition.kind == "pathological" and self.partition.classes_per_site > count:
             raise ValueError(
                 f"partition.classes_per_site: {self.partition.classes_per_site} of only {count} classes; lower it"

@@ -10,60 +10,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from common.frozen import FrozenDict
-from common.study_fields import Fraction, Labels, NonNegative, Parameters, Part, Positive
+from common.study_fields import Fraction, NonNegative, Parameters, Part, Positive
 from common.study_secure import SecureAggregationSpec
-
-MOST_FOLDS = 20
-
-
-class PhantomSpec(Part):
-    """The embedded synthetic chest radiographs (``simulations.phantoms``)."""
-
-    images: Annotated[int, Field(ge=10)] = 1000
-    size: Annotated[int, Field(ge=32, le=1024)] = 96
-    difficulty: Fraction = 0.5
-    images_per_patient: Annotated[float, Field(ge=1.0)] = 1.3
-
-
-class FoldSpec(Part):
-    """One fold of a cross-validation by patient (``common.folds``).
-
-    At each site the patients of the splits train and val are dealt anew to ``of`` folds; those of fold ``number``
-    validate, the others train.
-    """
-
-    number: Positive
-    of: Annotated[int, Field(ge=2, le=MOST_FOLDS)]
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> Self:
-        if self.number > self.of:
-            raise ValueError(f"number must be 1 to {self.of}, got {self.number}")
-        return self
-
-
-class DataSpec(Part):
-    """Which labels are read, and what is done with images that cannot be.
-
-    ``uncertain`` values mask an image. ``other`` values belong to no class: an image
-    that has only these is left out (binary, multiclass, segmentation) or negative for
-    every class (multilabel, for example "No Finding").
-    """
-
-    label_column: Annotated[str, Field(min_length=1)] = "label"
-    uncertain: Labels = ("uncertain", "unknown", "-1")
-    other: Labels = ()
-    max_unreadable: Fraction = 0.01
-    split: tuple[Fraction, Fraction, Fraction] = (0.7, 0.15, 0.15)
-    fold: FoldSpec | None = None
-    phantoms: PhantomSpec = PhantomSpec()
-
-    @field_validator("split")
-    @classmethod
-    def _sums_to_one(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
-        if abs(sum(value) - 1.0) > 1e-6 or min(value) <= 0.0:
-            raise ValueError(f"must be three positive fractions (train, val, test) that sum to 1, got {list(value)}")
-        return value
 
 
 class ImageSpec(Part):

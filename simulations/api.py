@@ -27,7 +27,7 @@ _GUARD = (
 
 def simulate(
     study: Study | Mapping[str, Any] | Path | str,
-    data: Path | str | None = None,
+    data: Path | str | Sequence[Path | str] | None = None,
     *,
     out: Path | str | None = None,
     arms: Sequence[str] = ("federated", "local", "pooled"),
@@ -42,7 +42,8 @@ def simulate(
 
     ``study``: a :class:`~common.study.Study`, a study file's path, a mapping of its keys, or its
     YAML text (a text with line breaks, or one that begins with ``{``). ``data``: a path that
-    :func:`simulations.datasets.open_source` recognises, or ``None`` for phantoms. ``out``: the run's
+    :func:`simulations.datasets.open_source` recognises, a list of such paths (each may be ``NAME=PATH``), or ``None``
+    for phantoms. ``out``: the run's
     folder, by default ``runs/<time>-<study>``. The other arguments are the command's options;
     ``quiet`` prints no progress.
 
@@ -75,7 +76,7 @@ def simulate(
     check_parts(found, where)
     chosen = parse_arms(arms if isinstance(arms, str) else ",".join(map(str, arms)))
     plan = Plan(chosen, repeats, engine, workers, threads, check_device(device), str(where.parent))
-    source = open_source(found, None if data is None else Path(data).expanduser())
+    source = open_source(found, _paths(data))
     target = default_out(found, _now) if out is None else Path(out).expanduser()
     with _threads_put_back():
         run = Run.start(found, plan, source, target, stopwatch)
@@ -88,6 +89,14 @@ def simulate(
             finally:
                 progress.close()
     return Simulation.open(run.folder.path)
+
+
+def _paths(data: Path | str | Sequence[Path | str] | None) -> Path | list[Path] | None:
+    if data is None:
+        return None
+    if isinstance(data, str | Path):
+        return Path(data).expanduser()
+    return [Path(one).expanduser() for one in data]
 
 
 def read_study(study: Study | Mapping[str, Any] | Path | str) -> tuple[Study, Path]:

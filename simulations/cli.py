@@ -57,7 +57,7 @@ def tell_finished(run: Path, *, as_json: bool) -> None:
 def simulate(
     study_path: Path | None,
     *,
-    data: Path | None,
+    data: Sequence[Path] | None,
     out: Path | None,
     resume: Path | None,
     arms: str | None,
@@ -76,7 +76,7 @@ def simulate(
         raise StudyError(f"--engine: unknown engine {engine!r}; known: inprocess, ray")
     chosen = {"engine": engine, "workers": workers}
     if resume is not None:
-        fixed = {"STUDY": study_path, "--data": data, "--out": out, "--arms": arms, "--repeats": repeats}
+        fixed = {"STUDY": study_path, "--data": data or None, "--out": out, "--arms": arms, "--repeats": repeats}
         fixed |= {"--rounds": rounds, "--seed": seed, "--threads": threads, "--device": device}
         refuse_changes(fixed)
         if Folder(resume).finished:
@@ -97,7 +97,7 @@ def simulate(
             base=str(study_path.parent.resolve()),
             **given({**chosen, "repeats": repeats, "threads": threads}),
         )
-        source = open_source(study, data)
+        source = open_source(study, data or None)
         target = out or default_out(study, lambda: datetime.now().strftime("%Y%m%d-%H%M%S"))
         run = Run.start(study, plan, source, target, stopwatch)
     progress = choose_progress(as_json)

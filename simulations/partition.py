@@ -113,6 +113,13 @@ def partition(
     raise PartitionError(f"partition: {spec.kind}: {missed}; use fewer sites, a lower minimum or more images")
 
 
+def split_by_patient(cohort: Cohort, fractions: tuple[float, float, float], seed: int) -> NDArray[np.str_]:
+    """``(N,)`` splits for a cohort that has none: by patient, stratified by class, as of one site."""
+    patients = _patients(cohort, seed)
+    split = split_within(patients, np.zeros(patients.count, dtype=np.int64), fractions, seed)
+    return np.array(SPLITS)[split[patients.owner]]
+
+
 # -- patients ------------------------------------------------------------------------------
 
 

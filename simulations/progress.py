@@ -41,6 +41,7 @@ def opening(event: Event) -> list[str]:
     ]
     if event["images_without_patient"]:
         lines.append(f"{event['images_without_patient']} images without a patient: each counts as its own patient")
+    lines += event["notes"]
     if event["unreadable"]:
         lines.append(f"{event['unreadable']} unreadable images left out; the report lists them")
     return lines

@@ -47,6 +47,7 @@ class Prepared:
     images_without_patient: int = 0
     unlabelled: int = 0
     unreadable: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -107,7 +108,7 @@ def prepare_sites(study: Study, source: Source, root: Path, machine: Machine) ->
     items = labelled_items(study, source)
     cohort = cohort_of(study, items)
     shards = partition(cohort, study.partition, study.data.split, study.class_names, study.seed)
-    prepared = Prepared(source.name, source.synthetic)
+    prepared = Prepared(source.name, source.synthetic, notes=list(source.notes))
     prepared.images_without_patient = sum(not item.patient_known for item in items)
     prepared.unlabelled = len(source.items) - len(items)
     features = Features(len(items))

@@ -199,6 +199,7 @@ def _notes(run: Run) -> str:
         )
     if run.unlabelled:
         notes.append(f"{plural(run.unlabelled, 'image')} had no usable label and took no part.")
+    notes += [f"{note}." for note in run.notes]
     return " ".join(notes)
 
 

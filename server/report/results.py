@@ -160,6 +160,8 @@ class Run:
     images_without_patient: int
     unlabelled: int
     unreadable: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    """What the sources of the images say of themselves."""
     heterogeneity: Heterogeneity | None
     arms: Mapping[str, Arm]
     differences: tuple[Difference, ...]
@@ -223,6 +225,7 @@ def _run(raw: Mapping[str, Any]) -> Run:
         images_without_patient=int(raw.get("images_without_patient") or 0),
         unlabelled=int(raw.get("unlabelled") or 0),
         unreadable=tuple((str(item["file"]), str(item["reason"])) for item in raw.get("unreadable") or ()),
+        notes=tuple(str(note) for note in raw.get("notes") or ()),
         heterogeneity=_heterogeneity(heterogeneity) if heterogeneity else None,
         arms=ordered,
         differences=tuple(_difference(item) for item in raw.get("differences") or ()),

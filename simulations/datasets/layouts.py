@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import DataError
 from common.study import Study
-from simulations.datasets import folder, kermany, medmnist, nih, vaults
+from simulations.datasets import derived, folder, kermany, medmnist, nih, vaults
 from simulations.datasets.source import Source, one_line, shown
 
 
@@ -45,20 +46,72 @@ LAYOUTS: tuple[Layout, ...] = (
 ``site.yaml`` no download has; then the public layouts."""
 
 
-def open_source(study: Study, data: Path | None) -> Source:
-    """The images of a simulation: phantoms where ``data`` is ``None``, else what lies at that path.
+_NAME = re.compile(r"\w[\w .-]{0,59}")
+"""What a source may be called: it stands before its keys and patients, and is an attribute of its images."""
 
-    Raises :class:`DataError` naming the layouts that are recognised where none matches.
+
+def open_source(study: Study, data: Path | Sequence[Path] | None) -> Source:
+    """The images of a simulation: phantoms where ``data`` is ``None``, else what lies at that path or those paths.
+
+    Each path may be ``NAME=PATH``; without it, a source is called as its folder or file. The study's ``data.take`` is
+    applied to each. Several, or one with a name of its own, become one whose images know where they are from
+    (:func:`simulations.datasets.derived.joined`). Raises :class:`DataError` naming the layouts that are recognised
+    where none matches.
     """
+    take = study.data.take
     if data is None:
-        from simulations.phantoms import COLUMNS, PhantomSource  # draws with OpenCV: not needed for anything else
+        if take:
+            raise DataError("data.take: phantoms (synthetic) are drawn, not taken; set data.phantoms.images")
+        return _phantoms(study)
+    given = [data] if isinstance(data, Path) else list(data)
+    if not given:
+        raise DataError("no data given; give --data DIR, or leave it out for phantoms")
+    named = [_named(path) for path in given]
+    derived.check_names(name for name, _, _ in named)
+    strange = [name for name in take if name not in {known for known, _, _ in named}]
+    if strange:
+        known = ", ".join(name for name, _, _ in named)
+        raise DataError(
+            f"data.take: no source is called {strange[0]!r}; there are: {known}; name it: --data {strange[0]}=DIR"
+        )
+    sources = [(name, _opened(study, path)) for name, path, _ in named]
+    sources = [
+        (name, derived.taken(study, name, source, take[name]) if name in take else source) for name, source in sources
+    ]
+    if len(sources) == 1 and not named[0][2]:
+        return sources[0][1]
+    return derived.joined(study, sources)
 
-        if study.data.label_column not in COLUMNS:
-            raise DataError(
-                f"data.label_column: phantoms (synthetic) have no column {study.data.label_column!r}; "
-                f"use {' or '.join(COLUMNS)}, or give --data DIR"
-            )
-        return PhantomSource(study.data.phantoms, study.seed)
+
+def _named(given: Path) -> tuple[str, Path, bool]:
+    """Name and path of a source, and whether the name was given as ``NAME=PATH``."""
+    name, equals, rest = str(given).partition("=")
+    if equals and rest and _NAME.fullmatch(name) and not _there(given):
+        return name, Path(rest).expanduser(), True
+    if not _there(given):
+        return given.name, given, False
+    return given.stem if given.is_file() else given.resolve().name, given, False
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _phantoms(study: Study) -> Source:
+    from simulations.phantoms import COLUMNS, PhantomSource  # draws with OpenCV: not needed for anything else
+
+    if study.data.label_column not in COLUMNS:
+        raise DataError(
+            f"data.label_column: phantoms (synthetic) have no column {study.data.label_column!r}; "
+            f"use {' or '.join(COLUMNS)}, or give --data DIR"
+        )
+    return PhantomSource(study.data.phantoms, study.seed)
+
+
+def _opened(study: Study, data: Path) -> Source:
     shown_path = one_line(str(data))
     try:
         if not data.exists():

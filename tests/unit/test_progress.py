@@ -23,6 +23,7 @@ def started(**changes: Any) -> dict[str, Any]:
         "sites": {"site-1": images, "site-2": images},
         "unreadable": 0,
         "images_without_patient": 0,
+        "notes": [],
         "arms": ["federated", "local"],
         "repeats": 1,
         "rounds": 4,
@@ -66,10 +67,12 @@ def test_the_first_lines_say_what_is_real_and_what_was_left_out() -> None:
         "tiny: phantoms (synthetic), SYNTHETIC data",
         "2 hospitals, 60 training, 10 validation and 14 test images, each in its hospital's encrypted vault",
     ]
-    lines = plain(started(synthetic=False, source="folder x", unreadable=3, images_without_patient=20))
+    told = started(synthetic=False, source="folder x", unreadable=3, images_without_patient=20, notes=["x: 9 images"])
+    lines = plain(told)
     assert lines[0] == "tiny: folder x, real images"
     assert lines[2].startswith("20 images without a patient")
-    assert lines[3].startswith("3 unreadable images left out")
+    assert lines[3] == "x: 9 images"
+    assert lines[4].startswith("3 unreadable images left out")
 
 
 def test_a_round_is_a_line_with_the_time_left() -> None:

@@ -87,6 +87,11 @@ def test_the_page_says_what_the_results_say() -> None:
     assert places == sorted(places)
 
 
+def test_the_page_says_what_sources_say_of_themselves(tmp_path: Path) -> None:
+    raw = fake_results.results() | {"notes": ["mri: 40 images of <30> patients"]}
+    assert "mri: 40 images of <30> patients." in Outline(written(tmp_path, raw)).text
+
+
 def test_synthetic_and_real_cannot_be_mistaken() -> None:
     banner = re.compile(r'<div class="banner (\w+)"')
     kinds = {}
