@@ -141,6 +141,34 @@ def evaluate(
     cli.evaluate(run, data, as_json=as_json, device=device)
 
 
+@app.command()
+def reproduce(
+    paper: Annotated[int | None, typer.Argument(help="A paper's number. Without one: the papers there are.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]DIR", help="Images of one of the paper's sets; again for another. Default: phantoms."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Its folder; the same again continues. Default: runs/<time>.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Train each model this often, with other seeds.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="A first look: few runs, small images, few rounds.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Nothing scaled down for a CPU: hours, or a GPU.")] = False,
+) -> None:
+    """Play a paper's system, federated and split by patient, and set its published figures beside ours."""
+    if paper is None:
+        from simulations.reproduce.paper import listing
+
+        print("\n".join(listing()))
+        return
+    from simulations.reproduce import cli
+
+    cli.reproduce(paper, data=data or (), out=out, seeds=seeds, workers=workers, quick=quick, full=full)
+
+
 @privacy_app.command("audit")
 def privacy_audit(
     study: Annotated[Path, typer.Argument(help="Study file, with privacy: in it.")],

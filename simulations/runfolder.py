@@ -30,6 +30,11 @@ class Folder:
         return self.path / "sites"
 
     @property
+    def hospitals(self) -> list[Path]:
+        """The virtual hospitals' directories, by name; the pooled one has no images of its own."""
+        return sorted(home for home in self.sites.iterdir() if (home / "vault.sqlite").exists())
+
+    @property
     def manifest(self) -> Path:
         return self.path / "run.json"
 

@@ -1,0 +1,359 @@
+"""The page of a reproduction: the answer, the paper's tables beside ours, what each stage is worth, what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.html import Banner, Block, Cell, Code, Column, Details, Facts, Page, Paragraph, Section, Statement, Table
+from server.report.page import study_text
+from server.report.results import Interval
+from server.report.words import (
+    arm_name,
+    bounds,
+    count,
+    duration,
+    in_sentence,
+    level,
+    listing,
+    metric_name,
+    number,
+    plural,
+    signed,
+    verdict_cell,
+)
+from simulations.reproduce.beside import LOSSES, Beside, Line, Measured, Results, compared
+from simulations.reproduce.latency import Latency
+from simulations.reproduce.paper import Comparison
+from simulations.reproduce.playing import Order
+from simulations.reproduce.stages import Worth
+
+TEXT = False
+SYNTHETIC = "SYNTHETIC phantoms: not the paper's result"
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that a reproduction found."""
+
+    order: Order
+    results: Results
+    tables: Sequence[Beside]
+    worths: Sequence[Worth]
+    latencies: Sequence[Latency]
+    command: str
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether a figure beside the paper's was measured on phantoms."""
+        beside = {row.ours.run for printed in self.order.paper.published for row in printed.rows if row.ours}
+        return any(run.synthetic for name in beside & set(self.results) for run in self.results[name])
+
+    @property
+    def sources(self) -> str:
+        """What our figures were measured on, for the head of their column."""
+        if self.synthetic:
+            return SYNTHETIC
+        runs = [runs[0] for runs in self.results.values() if not runs[0].synthetic]
+        largest = max(runs, key=lambda run: sum(sum(site.images.values()) for site in run.sites.values()))
+        images = sum(sum(site.images.values()) for site in largest.sites.values())
+        return f"real images: {listing(dict.fromkeys(run.source for run in runs))} ({plural(images, 'image')})"
+
+
+def page_of(found: Found) -> Page:
+    """The page; one file that needs no other."""
+    paper = found.order.paper
+    sections = [
+        Section("answer", "The paper beside fedward", _answer(found)),
+        Section("tables", "The paper's tables, and ours", [_table(found, one) for one in found.tables]),
+        Section("stages", "What the system's stages are worth", _stages(found)),
+        Section("comparisons", "Ours against ours", _comparisons(found)),
+        Section("latency", "Time a case", _latency(found)),
+        Section("differs", "What differs, and why", _differs(found)),
+        Section("runs", "What was run", _runs(found)),
+    ]
+    version = next(iter(found.results.values()))[0].version
+    return Page(
+        f"Paper {paper.paper}: {paper.title}",
+        f"{paper.authors}. {paper.published_in}.",
+        _banner(found),
+        [section for section in sections if section.blocks],
+        f"Written by fedward {version}. Research software: not a medical device.",
+    )
+
+
+def _banner(found: Found) -> Banner:
+    if found.synthetic:
+        return Banner(
+            "synthetic",
+            "Synthetic data",
+            "Computer-made images, no patient among them. These numbers show that the paper's system runs here; they "
+            "are not the paper's result and say nothing about any disease.",
+        )
+    return Banner("real", "Real images", "Research result on public images; not for use on patients.")
+
+
+def _answer(found: Found) -> list[Block]:
+    paper = found.order.paper
+    blocks: list[Block] = []
+    lines = [line for table in found.tables for line in table.lines]
+    known = [line for line in lines if line.measured is not None]
+    if known:
+        first = known[0]
+        told = f"{first.published.what}: the paper printed {_printed(first)}, here {_ours(first).text}"
+        interval = _interval_text(first.measured)
+        where = "on synthetic phantoms, which is not the paper's result" if found.synthetic else "on real images"
+        blocks.append(
+            Statement(
+                f"{told}{f' ({interval})' if interval else ''} {where}.",
+                f"Split by patient, trained federated. {len(known)} of the paper's {len(lines)} figures have one of "
+                "ours beside them; for the others the table says why not. The two columns come from different "
+                "protocols: what differs is listed below, and no figure here is a test of the paper's.",
+                "unsure" if found.synthetic else "",
+            )
+        )
+    blocks.append(Paragraph(paper.system))
+    for worth in found.worths:
+        if worth.differences:
+            blocks.append(Paragraph(_worth_sentence(worth)))
+    return blocks
+
+
+def _worth_sentence(worth: Worth) -> str:
+    first = worth.differences[0]
+    interval = Interval(first.value, first.low, first.high)
+    metric = in_sentence(worth.stage.metric)
+    said = verdict_cell(interval).text.lstrip("▲▼● ")
+    more = f"; {plural(len(worth.differences), 'seed')} in the table" if len(worth.differences) > 1 else ""
+    return f"{worth.stage.title}: {signed(first.value)} {metric} ({bounds(interval, sign=True) or '—'}), {said}{more}."
+
+
+def _table(found: Found, one: Beside) -> Table:
+    paper = found.order.paper
+    theirs = f"Paper: {paper.theirs.data}; {paper.theirs.split}; {paper.theirs.trained}"
+    ours = f"fedward: {found.sources}; {paper.ours.split}; {paper.ours.trained}"
+    rows = [
+        [
+            Cell(line.published.what, small=_place(line)),
+            Cell(_printed(line)),
+            _ours(line),
+            Cell(_interval_text(line.measured) or "—"),
+            Cell(_range_text(line.measured) or "—"),
+        ]
+        for line in one.lines
+    ]
+    return Table(
+        f"{one.printed.caption} ({one.printed.where})",
+        [
+            Column("Figure", numeric=TEXT),
+            Column("as printed", theirs),
+            Column("measured", ours),
+            Column(f"{level(_confidence(found))} interval", ours),
+            Column("over seeds", ours),
+        ],
+        rows,
+        "Rates in [0, 1]. Intervals are clustered by patient, of the first seed; with several seeds the value is their "
+        "mean and the last column their range. Thresholds were chosen on validation images only.",
+    )
+
+
+def _place(line: Line) -> str:
+    ours = line.published.ours
+    if ours is None:
+        return ""
+    label = f", {ours.label}" if ours.label else ""
+    return f"ours: run {ours.run}, {arm_name(ours.arm).lower()}{label}"
+
+
+def _printed(line: Line) -> str:
+    unit = line.published.unit
+    if unit == "ms":
+        return f"{line.published.value:g} ms"
+    return number(line.published.value, 4 if unit == "loss" else 3)
+
+
+def _ours(line: Line) -> Cell:
+    if line.measured is None:
+        return Cell("—", small=line.reason, tone="muted")
+    unit = line.published.unit
+    return Cell(number(line.measured.value, 4 if unit == "loss" else 3))
+
+
+def _interval_text(measured: Measured | None) -> str:
+    return "" if measured is None else bounds(Interval(measured.value, measured.low, measured.high))
+
+
+def _range_text(measured: Measured | None) -> str:
+    if measured is None or measured.seeds == 1:
+        return ""
+    return f"{number(measured.least)} to {number(measured.most)}"
+
+
+def _confidence(found: Found) -> float:
+    return next(iter(found.results.values()))[0].confidence
+
+
+def _stages(found: Found) -> list[Block]:
+    if not found.worths:
+        return []
+    rows = []
+    for worth in found.worths:
+        for seed, one in enumerate(worth.differences):
+            interval = Interval(one.value, one.low, one.high)
+            rows.append(
+                [
+                    Cell(worth.stage.title if seed == 0 else "", small=worth.stage.why if seed == 0 else ""),
+                    Cell(f"{worth.stage.having} − {worth.stage.lacking}"),
+                    Cell(f"{metric_name(worth.stage.metric)}, seed {seed + 1}"),
+                    Cell(signed(one.value)),
+                    Cell(bounds(interval, sign=True) or "—"),
+                    verdict_cell(interval),
+                ]
+            )
+        if not worth.differences:
+            rows.append(
+                [
+                    Cell(worth.stage.title, small=worth.stage.why),
+                    Cell(f"{worth.stage.having} − {worth.stage.lacking}"),
+                    Cell(metric_name(worth.stage.metric)),
+                    Cell("—", small=worth.reason, tone="muted"),
+                    Cell("—"),
+                    Cell("—"),
+                ]
+            )
+    return [
+        Paragraph(
+            "Each stage by its ablation: the same study with it and without it, tested on the same patients; the "
+            "difference is with minus without, by paired bootstrap over patients. Several stages are looked at, so one "
+            "interval in twenty leaves out zero by chance."
+        ),
+        Table(
+            f"With a stage and without it, {level(_confidence(found))} intervals",
+            [
+                Column("Stage", numeric=TEXT),
+                Column("Runs", numeric=TEXT),
+                Column("Metric", numeric=TEXT),
+                Column("Difference"),
+                Column("Interval"),
+                Column("With it is", numeric=TEXT),
+            ],
+            rows,
+        ),
+    ]
+
+
+def _comparisons(found: Found) -> list[Block]:
+    return [
+        _comparison(found, one) for one in found.order.paper.comparisons if len(list(compared(found.results, one))) > 1
+    ]
+
+
+def _comparison(found: Found, one: Comparison) -> Table:
+    rows = []
+    for name, cells in compared(found.results, one):
+        shown = [
+            Cell(
+                number(cell.value, 4 if metric in LOSSES else 3),
+                small=" ".join(
+                    filter(None, (_interval_text(cell), f"({_range_text(cell)})" if _range_text(cell) else ""))
+                ),
+            )
+            if cell is not None
+            else Cell("—", tone="muted")
+            for metric, cell in zip(one.metrics, cells, strict=True)
+        ]
+        rows.append([Cell(found.order.paper.runs[name].title, small=name), *shown])
+    label = f" ({one.label})" if one.label else ""
+    note = f"{SYNTHETIC}. {one.note}" if found.synthetic else one.note
+    return Table(
+        f"{one.title}{label}", [Column("Run", numeric=TEXT), *(Column(metric_name(m)) for m in one.metrics)], rows, note
+    )
+
+
+def _latency(found: Found) -> list[Block]:
+    if not found.latencies:
+        return []
+    environment = next(iter(found.results.values()))[0].environment
+    rows = [
+        [
+            Cell(found.order.paper.runs[one.run].title, small=one.run),
+            Cell(count(one.parameters)),
+            Cell(number(one.middle_ms, 1)),
+            Cell(number(one.p90_ms, 1)),
+            Cell(count(one.cases)),
+        ]
+        for one in found.latencies
+    ]
+    return [
+        Table(
+            f"Preparing and scoring one case on a CPU, one thread ({environment.get('cpu', 'unknown processor')})",
+            [
+                Column("Run", numeric=TEXT),
+                Column("Parameters"),
+                Column("Middle, ms"),
+                Column("90th percentile, ms"),
+                Column("Cases"),
+            ],
+            rows,
+            "A case at a time, its pixels decrypted before the clock starts; other work on this machine counts.",
+        )
+    ]
+
+
+def _differs(found: Found) -> list[Block]:
+    paper = found.order.paper
+    blocks: list[Block] = [Facts([(f"{index}.", text) for index, text in enumerate(paper.differs, 1)], wide=True)]
+    small = ["--quick: few runs, small images, few rounds"] if found.order.quick else []
+    scaled = [] if found.synthetic or found.order.full else paper.scaled_down.told
+    for title, texts in (
+        ("Scaled down to what a CPU can do; --full leaves it as it is", (*scaled, *small)),
+        ("What does not add up in the paper, copied as printed", paper.contradictions),
+    ):
+        if texts:
+            blocks.append(
+                Facts([(title, ""), *((f"{index}.", text) for index, text in enumerate(texts, 1))], wide=True)
+            )
+    left = found.order.left_out
+    if left:
+        blocks.append(Facts([("Not run", ""), *left.items()], wide=True))
+    return blocks
+
+
+def _runs(found: Found) -> list[Block]:
+    rows, studies = [], list[Block]()
+    for name, runs in found.results.items():
+        first = runs[0]
+        images = {
+            split: sum(site.images.get(split, 0) for site in first.sites.values()) for split in ("train", "val", "test")
+        }
+        rows.append(
+            [
+                Cell(name, small=found.order.paper.runs[name].title),
+                Cell(("synthetic: " if first.synthetic else "") + first.source),
+                Cell(" / ".join(count(value) for value in images.values())),
+                Cell(count(len(first.sites))),
+                Cell(listing(arm_name(arm).lower() for arm in first.arms)),
+                Cell(count(first.rounds)),
+                Cell(duration(sum(run.cpu_s for run in runs))),
+            ]
+        )
+        studies.append(Details(f"The study of {name}: {first.study_hash[:16]}", [Code(study_text(first))]))
+    environment = next(iter(found.results.values()))[0].environment
+    return [
+        Code(found.command),
+        Table(
+            "The runs; each folder here holds its own report with every arm, hospital and curve",
+            [
+                Column("Run", numeric=TEXT),
+                Column("Images", numeric=TEXT),
+                Column("Train / val / test"),
+                Column("Hospitals"),
+                Column("Arms", numeric=TEXT),
+                Column("Rounds"),
+                Column("Processor time"),
+            ],
+            rows,
+        ),
+        Facts(list(environment.items())),
+        *studies,
+    ]
