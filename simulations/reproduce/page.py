@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.html import Banner, Block, Cell, Code, Column, Details, Facts, Page, Paragraph, Section, Statement, Table
+from common.html import (
+    Banner,
+    Block,
+    Cell,
+    Code,
+    Column,
+    Details,
+    Facts,
+    Heading,
+    Page,
+    Paragraph,
+    Section,
+    Statement,
+    Table,
+)
 from server.report.page import study_text
 from server.report.results import Interval
 from server.report.words import (
@@ -129,32 +143,31 @@ def _worth_sentence(worth: Worth) -> str:
 
 
 def _table(found: Found, one: Beside) -> Table:
+    """Paper and ours; each column's head says how its figures came about."""
     paper = found.order.paper
-    theirs = f"Paper: {paper.theirs.data}; {paper.theirs.split}; {paper.theirs.trained}"
-    ours = f"fedward: {found.sources}; {paper.ours.split}; {paper.ours.trained}"
     rows = [
-        [
-            Cell(line.published.what, small=_place(line)),
-            Cell(_printed(line)),
-            _ours(line),
-            Cell(_interval_text(line.measured) or "—"),
-            Cell(_range_text(line.measured) or "—"),
-        ]
+        [Cell(line.published.what, small=_place(line)), Cell(_printed(line)), _ours(line), Cell(_sure(line.measured))]
         for line in one.lines
     ]
     return Table(
         f"{one.printed.caption} ({one.printed.where})",
         [
             Column("Figure", numeric=TEXT),
-            Column("as printed", theirs),
-            Column("measured", ours),
-            Column(f"{level(_confidence(found))} interval", ours),
-            Column("over seeds", ours),
+            Column(f"Paper: {paper.theirs.data}; {paper.theirs.split}; {paper.theirs.trained}", numeric=TEXT),
+            Column(f"fedward: {found.sources}; {paper.ours.split}; {paper.ours.trained}", numeric=TEXT),
+            Column(
+                f"How sure ours is: {level(_confidence(found))} interval by patient, range over seeds", numeric=TEXT
+            ),
         ],
         rows,
-        "Rates in [0, 1]. Intervals are clustered by patient, of the first seed; with several seeds the value is their "
-        "mean and the last column their range. Thresholds were chosen on validation images only.",
+        "Rates in [0, 1]. With several seeds ours is their mean, and the interval that of the first. Thresholds were "
+        "chosen on validation images only, and the test images were read once.",
     )
+
+
+def _sure(measured: Measured | None) -> str:
+    seeds = _range_text(measured)
+    return "; seeds ".join(filter(None, (_interval_text(measured), seeds))) or "—"
 
 
 def _place(line: Line) -> str:
@@ -174,7 +187,7 @@ def _printed(line: Line) -> str:
 
 def _ours(line: Line) -> Cell:
     if line.measured is None:
-        return Cell("—", small=line.reason, tone="muted")
+        return Cell(f"— {line.reason}", tone="muted")
     unit = line.published.unit
     return Cell(number(line.measured.value, 4 if unit == "loss" else 3))
 
@@ -196,31 +209,6 @@ def _confidence(found: Found) -> float:
 def _stages(found: Found) -> list[Block]:
     if not found.worths:
         return []
-    rows = []
-    for worth in found.worths:
-        for seed, one in enumerate(worth.differences):
-            interval = Interval(one.value, one.low, one.high)
-            rows.append(
-                [
-                    Cell(worth.stage.title if seed == 0 else "", small=worth.stage.why if seed == 0 else ""),
-                    Cell(f"{worth.stage.having} − {worth.stage.lacking}"),
-                    Cell(f"{metric_name(worth.stage.metric)}, seed {seed + 1}"),
-                    Cell(signed(one.value)),
-                    Cell(bounds(interval, sign=True) or "—"),
-                    verdict_cell(interval),
-                ]
-            )
-        if not worth.differences:
-            rows.append(
-                [
-                    Cell(worth.stage.title, small=worth.stage.why),
-                    Cell(f"{worth.stage.having} − {worth.stage.lacking}"),
-                    Cell(metric_name(worth.stage.metric)),
-                    Cell("—", small=worth.reason, tone="muted"),
-                    Cell("—"),
-                    Cell("—"),
-                ]
-            )
     return [
         Paragraph(
             "Each stage by its ablation: the same study with it and without it, tested on the same patients; the "
@@ -231,15 +219,28 @@ def _stages(found: Found) -> list[Block]:
             f"With a stage and without it, {level(_confidence(found))} intervals",
             [
                 Column("Stage", numeric=TEXT),
-                Column("Runs", numeric=TEXT),
-                Column("Metric", numeric=TEXT),
+                Column("Metric, seed", numeric=TEXT),
                 Column("Difference"),
                 Column("Interval"),
                 Column("With it is", numeric=TEXT),
             ],
-            rows,
+            [row for worth in found.worths for row in _stage_rows(worth)],
         ),
+        Facts([(worth.stage.title, worth.stage.why) for worth in found.worths], wide=True),
     ]
+
+
+def _stage_rows(worth: Worth) -> list[list[Cell]]:
+    stage, metric = worth.stage, metric_name(worth.stage.metric)
+    title = Cell(stage.title, small=f"{stage.having} − {stage.lacking}")
+    if not worth.differences:
+        return [[title, Cell(metric), Cell("—", tone="muted"), Cell("—", tone="muted"), Cell(worth.reason)]]
+    rows = []
+    for seed, one in enumerate(worth.differences, 1):
+        interval = Interval(one.value, one.low, one.high)
+        cells = [Cell(signed(one.value)), Cell(bounds(interval, sign=True) or "—"), verdict_cell(interval)]
+        rows.append([title, Cell(f"{metric}, {seed}"), *cells])
+    return rows
 
 
 def _comparisons(found: Found) -> list[Block]:
@@ -302,7 +303,7 @@ def _latency(found: Found) -> list[Block]:
 
 def _differs(found: Found) -> list[Block]:
     paper = found.order.paper
-    blocks: list[Block] = [Facts([(f"{index}.", text) for index, text in enumerate(paper.differs, 1)], wide=True)]
+    blocks: list[Block] = [_numbered(paper.differs)]
     small = ["--quick: few runs, small images, few rounds"] if found.order.quick else []
     scaled = [] if found.synthetic or found.order.full else paper.scaled_down.told
     for title, texts in (
@@ -310,13 +311,14 @@ def _differs(found: Found) -> list[Block]:
         ("What does not add up in the paper, copied as printed", paper.contradictions),
     ):
         if texts:
-            blocks.append(
-                Facts([(title, ""), *((f"{index}.", text) for index, text in enumerate(texts, 1))], wide=True)
-            )
-    left = found.order.left_out
-    if left:
-        blocks.append(Facts([("Not run", ""), *left.items()], wide=True))
+            blocks += [Heading(title), _numbered(texts)]
+    if left := found.order.left_out:
+        blocks += [Heading("Not run"), Facts(list(left.items()), wide=True)]
     return blocks
+
+
+def _numbered(texts: Sequence[str]) -> Facts:
+    return Facts([(f"{index}.", text) for index, text in enumerate(texts, 1)], wide=True)
 
 
 def _runs(found: Found) -> list[Block]:
