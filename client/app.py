@@ -20,7 +20,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from client.evaluation import Scores, predict
+from client.evaluation import Scores, first_pass, predict
 from client.feedback import compressed
 from client.noise_shares import noised_steps
 from client.peers import Peers
@@ -39,7 +39,7 @@ from common.basis import Basis
 from common.contribution import clipped
 from common.errors import FedwardError, ModelError, PackageError, PolicyObjects, PrivacyError, VaultError
 from common.memory import keep_freed_memory
-from common.metrics import Counts, Layout, Moments, Reference
+from common.metrics import Layout, Moments, Reference
 from common.models import build
 from common.noise_shares import shares_of
 from common.randomness import seed_for
@@ -202,10 +202,8 @@ def evaluate(request: protocol.EvaluateRequest, site: Site, resident: Resident) 
     started = time.perf_counter()
     study = request.task.study
     scores = resident.scores(site, study, request.split, request.weights, request.task.basis)
-    counts = Counts.of(
-        scores.scores, scores.targets, scores.patients, scores.loss, Layout.of(study), study.evaluation.min_cell
-    )
-    return protocol.StatisticsReply(site.alias, request.task.round, counts.to_arrays(), time.perf_counter() - started)
+    found = first_pass(scores, study, study.evaluation.min_cell)
+    return protocol.StatisticsReply(site.alias, request.task.round, found.to_arrays(), time.perf_counter() - started)
 
 
 def moments(request: protocol.MomentsRequest, site: Site, resident: Resident) -> protocol.StatisticsReply:

@@ -21,7 +21,7 @@ from client.layer_gradients import Statistics, columns_of, convolved, rows_of, s
 from common.errors import ModelError
 
 Losses = Callable[[Tensor, Tensor], Tensor]
-"""Logits ``(B, outputs)`` and targets ``(B, classes)`` to each image's own loss ``(B,)``."""
+"""What a model says of B images, and their targets (or masks), to each image's own loss ``(B,)``."""
 
 MARGIN = 1e-3
 """Norms count as this part larger than float32 gives them, so that rounding cannot push a unit above the bound."""

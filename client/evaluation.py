@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,18 +10,25 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from client.objective import outline_losses
 from client.training import device_of, layout, precision
 from client.vault.prepared import PreparedView
 from common.basis import Basis
+from common.metrics import Counts, FirstPass, Layout, Outlines, Overlaps
 from common.study import Study
 
 MOST_IMAGES, MOST_PIXELS = 256, 1 << 20
 """At most so many in one forward pass, 256 images of 64 × 64 or 20 of 224 × 224: memory does not grow with size."""
+OUTLINED_PIXELS = 1 << 18
+"""The same where features keep the image's size."""
 
 
 @dataclass(frozen=True)
 class Scores:
     """``scores`` and ``targets`` float ``(N, C)``: probabilities, and 0/1 with NaN for masked; C = 1 for binary.
+
+    In segmentation C is 1 too: the target is whether the mask is not empty, the score the greatest threshold at which
+    the outline has as many pixels as the smallest lesion.
 
     ``patients`` ``(N,)`` int64 tells images of one patient; ``loss`` ``(N,)`` is each image's loss.
     """
@@ -29,21 +37,16 @@ class Scores:
     targets: NDArray[np.float32]
     patients: NDArray[np.int64]
     loss: NDArray[np.float64]
+    overlaps: Overlaps | None = None
+    """In a study that outlines: how each image's outline lies over its mask."""
 
 
 def predict(model: nn.Module, view: PreparedView, study: Study, basis: Basis | None = None) -> Scores:
     """Score every image of ``view``, normalised by ``basis``; the model is left in evaluation mode."""
-    device = device_of(model)
-    batch = max(1, min(MOST_IMAGES, MOST_PIXELS // study.image.size**2))
     model.eval()
-    outputs: list[torch.Tensor] = []
-    with torch.inference_mode():
-        for start in range(0, len(view), batch):
-            rows = torch.arange(start, min(start + batch, len(view)), device=view.device)
-            with precision(device):
-                images = view.floats(rows).to(device)
-                logits = model(layout(images if basis is None else basis.normalised(images)))
-            outputs.append(logits.float().cpu())
+    if study.task == "segmentation":
+        return _outlined(model, view, study, basis)
+    outputs = [logits.cpu() for _, logits in _forward(model, view, study, basis)]
     logits = torch.cat(outputs).double() if outputs else torch.zeros((0, study.outputs), dtype=torch.float64)
     targets = view.targets.cpu().double()
     if study.task == "binary":
@@ -54,6 +57,55 @@ def predict(model: nn.Module, view: PreparedView, study: Study, basis: Basis | N
         view.patients.cpu().numpy(),
         _losses(logits, targets, study).numpy(),
     )
+
+
+def first_pass(scores: Scores, study: Study, min_cell: int = 1) -> FirstPass:
+    """What of ``scores`` may leave in the first pass, no number of it of fewer than ``min_cell`` patients."""
+    counts = Counts.of(scores.scores, scores.targets, scores.patients, scores.loss, Layout.of(study), min_cell)
+    overlaps = scores.overlaps
+    return FirstPass(counts, None if overlaps is None else Outlines.of(overlaps, scores.patients, min_cell))
+
+
+def _forward(
+    model: nn.Module, view: PreparedView, study: Study, basis: Basis | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Rows of the view and what the model says of them, float32, some at a time."""
+    device = device_of(model)
+    batch = max(1, min(MOST_IMAGES, (OUTLINED_PIXELS if study.outlines else MOST_PIXELS) // study.image.size**2))
+    with torch.inference_mode():
+        for start in range(0, len(view), batch):
+            rows = torch.arange(start, min(start + batch, len(view)), device=view.device)
+            with precision(device):
+                images = view.floats(rows).to(device)
+                logits = model(layout(images if basis is None else basis.normalised(images)))
+            yield rows, logits.float()
+
+
+def _outlined(model: nn.Module, view: PreparedView, study: Study, basis: Basis | None) -> Scores:
+    """Outlines are counted batch by batch: no more of them is held."""
+    smallest = min(study.evaluation.lesions.smallest, study.image.size**2)
+    scores, losses, overlaps = [torch.zeros(0)], [torch.zeros(0)], []
+    for rows, logits in _forward(model, view, study, basis):
+        masks = masks_of(view, rows)
+        losses.append(outline_losses(logits, masks.to(logits.device), study).cpu())
+        probabilities = logits[:, 0].sigmoid().cpu()
+        scores.append(probabilities.flatten(1).topk(smallest).values[:, -1])
+        overlaps.append(Overlaps.of(probabilities.numpy(), masks.cpu().numpy(), rows.cpu().numpy()))
+    found = Overlaps.joined(overlaps)
+    return Scores(
+        torch.cat(scores).double()[:, None].numpy(),
+        found.having[:, None].astype(np.float32),
+        view.patients.cpu().numpy(),
+        torch.cat(losses).double().numpy(),
+        found,
+    )
+
+
+def masks_of(view: PreparedView, rows: torch.Tensor) -> torch.Tensor:
+    """Masks of a study that outlines, ``(B, H, W)`` uint8."""
+    masks = view.masks_of(rows)
+    assert masks is not None, "a view without masks"
+    return masks
 
 
 def _probabilities(logits: torch.Tensor, study: Study) -> torch.Tensor:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from client.clipping import Batch, Clipping, Looped, Losses, choose_clipping, trainable
+from client.objective import outline_losses
 from client.optimiser import make_optimiser, step
-from client.training import Fit, device_of, layout, learning_rate, proximal_mu
+from client.training import Fit, batch_of, device_of, layout, learning_rate, proximal_mu
 from client.vault.prepared import PreparedView
 from common.accounting import Mechanism
 from common.augment import Augmenter
@@ -127,17 +128,19 @@ class PrivateFit:
     def _add(self, chunk: Sequence[Tensor], sums: Sequence[Tensor]) -> None:
         rows = torch.cat(list(chunk))
         sizes = torch.tensor([len(images) for images in chunk])
-        where = rows.to(self.view.device)
-        images = self.augment.apply(self.view.floats(where).to(self.device), generator(self.entropy))
+        images, truth = batch_of(self.view, rows, self.device, self.augment, generator(self.entropy))
         share = torch.repeat_interleave(1.0 / sizes.float(), sizes).to(self.device)
         unit = torch.repeat_interleave(torch.arange(len(chunk)), sizes).to(self.device)
-        batch = Batch(layout(images), self.view.targets[where].to(self.device), share, unit, len(chunk))
+        batch = Batch(layout(images), truth.targets if truth.masks is None else truth.masks, share, unit, len(chunk))
         self.large.piece = self.microbatch
         (self.clipping if len(rows) <= self.microbatch else self.large).add(batch, sums)
 
 
 def image_losses(study: Study) -> Losses:
-    """Each image's own loss, unmoved by the others in its batch: of several labels the mean over the known ones."""
+    """Each image's own loss, unmoved by the others in its batch: of several labels the mean over the known ones.
+
+    In segmentation the targets are masks ``(B, H, W)``.
+    """
     smoothing, task = study.training.label_smoothing, study.task
 
     def multiclass(logits: Tensor, targets: Tensor) -> Tensor:
@@ -150,7 +153,10 @@ def image_losses(study: Study) -> Losses:
         losses = functional.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
         return (losses * known).sum(1) / known.sum(1).clamp(min=1)
 
-    return multiclass if task == "multiclass" else labels
+    def outlines(logits: Tensor, masks: Tensor) -> Tensor:
+        return outline_losses(logits, masks, study)
+
+    return {"multiclass": multiclass, "segmentation": outlines}.get(task, labels)
 
 
 def _require_separate(model: nn.Module) -> None:

@@ -153,10 +153,10 @@ class Site:
         found: set[tuple[str, str, int]] = set()
         each_image = study.privacy is not None and study.privacy.unit == "image"
         for vault in self.vaults:
-            rows = [(row.patient, row.labels) for row in vault.each() if row.split == "train"]
-            wanted = targets(study, [labels for _, labels in rows])
-            for number, ((patient, _), target) in enumerate(zip(rows, wanted, strict=True)):
-                if (target == target).any():
+            rows = [(row.patient, row.labels, row.has_mask) for row in vault.each() if row.split == "train"]
+            wanted = targets(study, [labels for _, labels, _ in rows])
+            for number, ((patient, _, has_mask), target) in enumerate(zip(rows, wanted, strict=True)):
+                if np.isfinite(target).any() and (has_mask or study.task != "segmentation"):
                     found.add((vault.id, patient, number if each_image else 0))
         return len(found)
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from client.objective import Truth, objective_of
 from client.optimiser import make_optimiser, step
 from client.vault.prepared import PreparedView
 from common.augment import Augmenter
 from common.basis import Basis
-from common.errors import DataError, DeviceError, ProtocolError, StudyError
+from common.errors import DataError, DeviceError, StudyError
 from common.randomness import seed_for
 from common.study import ScheduleSpec, Study
 
@@ -49,69 +49,6 @@ class FitSeed:
     def of(self, purpose: str) -> torch.Generator:
         """A CPU generator: CUDA draws the same numbers."""
         return torch.Generator().manual_seed(seed_for(self.study, self.repeat, self.site, self.round, purpose))
-
-
-class Objective:
-    """Loss of one batch: logits ``(B, outputs)`` against targets ``(B, classes)``, masked entries NaN.
-
-    A batch's loss is ``total / weight``. Pieces of a batch add up their totals and share the batch's weight, so
-    that gradient accumulation changes nothing.
-    """
-
-    def __init__(self, study: Study, targets: Tensor, basis: Basis | None = None) -> None:
-        """``targets`` are all of this site's; ``basis`` has what all sites share."""
-        self.task = study.task
-        self.smoothing = study.training.label_smoothing
-        self.weights = class_weights(study, targets, basis)
-
-    def weight(self, targets: Tensor) -> Tensor:
-        """What a batch's total is divided by: its known entries, for classes of different weight their weights' sum."""
-        if self.task == "multiclass":
-            if self.weights is None:
-                return torch.tensor(float(len(targets)), device=targets.device)
-            return self.weights[targets.argmax(1)].sum()
-        wanted = targets[:, 1:] if self.task == "binary" else targets
-        return (~torch.isnan(wanted)).sum().clamp(min=1).float()
-
-    def total(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Sum of the losses of a batch or of a piece of one, float32 scalar."""
-        logits = logits.float()
-        if self.task == "multiclass":
-            return functional.cross_entropy(
-                logits, targets.argmax(1), weight=self.weights, label_smoothing=self.smoothing, reduction="sum"
-            )
-        wanted = targets[:, 1:] if self.task == "binary" else targets
-        known = ~torch.isnan(wanted)
-        clean = torch.where(known, wanted, torch.zeros_like(wanted))
-        smooth = clean * (1 - self.smoothing) + 0.5 * self.smoothing
-        losses = functional.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
-        if self.weights is not None:
-            negative, positive = self.weights
-            losses = losses * torch.where(clean > 0.5, positive, negative)
-        return (losses * known).sum()
-
-
-def class_weights(study: Study, targets: Tensor, basis: Basis | None = None) -> Tensor | None:
-    """Weights that balance the classes; ``None`` when off.
-
-    ``balanced``: those of *this site*, so that no count has to leave it; ``federated``: those of all sites, from
-    ``basis``. Multiclass: ``(C,)``. Binary and multilabel: ``(2, outputs)``, negatives then positives.
-    A class that is absent weighs 1. Weights are n / (k · n_c) as in scikit-learn's "balanced".
-    """
-    if study.training.class_weighting == "none":
-        return None
-    if study.training.class_weighting == "federated":
-        if basis is None:
-            raise ProtocolError("a fit lacks the class weights of all sites")
-        weights = torch.tensor(basis.class_weights, dtype=torch.float32, device=targets.device)
-        return weights if study.task == "multiclass" else weights.reshape(2, -1)
-    wanted = targets[:, 1:] if study.task == "binary" else targets
-    positive = torch.nansum(wanted, 0)
-    if study.task == "multiclass":
-        return torch.where(positive > 0, positive.sum() / (len(positive) * positive.clamp(min=1)), 1.0)
-    known = (~torch.isnan(wanted)).sum(0).float()
-    counts = torch.stack([known - positive, positive])
-    return torch.where(counts > 0, known / (2 * counts.clamp(min=1)), 1.0)
 
 
 def learning_rate(
@@ -154,7 +91,7 @@ class LocalFit:
         self.device = device_of(model)
         self.spec = study.training
         self.microbatch = self.spec.microbatch or self.spec.batch_size
-        self.objective = Objective(study, view.targets.to(self.device), basis)
+        self.objective = objective_of(study, view.targets.to(self.device), basis)
         self.augment = Augmenter(study.augment)
         self.has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
         self.proximal_mu = proximal_mu(study)
@@ -248,17 +185,13 @@ class LocalFit:
 
     def _step(self, optimiser: torch.optim.Optimizer, indices: Tensor, noise: torch.Generator) -> Tensor:
         optimiser.zero_grad()
-        where = indices.to(self.view.device)
-        images = self.augment.apply(self.view.floats(where).to(self.device), noise)
-        if self.basis is not None:
-            images = self.basis.normalised(images)
-        targets = self.view.targets[where].to(self.device)
-        weight = self.objective.weight(targets)
+        images, truth = self._batch(indices, noise)
+        weight = self.objective.weight(truth)
         total = torch.zeros((), device=self.device)
         for part in pieces(len(indices), self.microbatch, drop_single=self.has_batch_norm):
             with precision(self.device):
-                logits = self.model(layout(images[part]))
-            loss = self.objective.total(logits, targets[part]) / weight
+                outputs = self.objective.outputs(self.model, layout(images[part]))
+            loss = self.objective.total(outputs, truth[part]) / weight
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         penalty = self._penalty()
@@ -269,6 +202,11 @@ class LocalFit:
         step(optimiser)
         return total
 
+    def _batch(self, indices: Tensor, noise: torch.Generator) -> tuple[Tensor, Truth]:
+        """Images as the model sees them, augmented, their masks moved with them, and what is known of them."""
+        images, truth = batch_of(self.view, indices, self.device, self.augment, noise)
+        return images if self.basis is None else self.basis.normalised(images), truth
+
     def _penalty(self) -> Tensor | None:
         """L1 (Tibshirani 1996) and FedProx's proximal term (Li et al. 2020, μ/2·‖w − w₀‖²)."""
         terms: list[Tensor] = []
@@ -278,6 +216,18 @@ class LocalFit:
             gaps = [(p - a).square().sum() for p, a in zip(self.model.parameters(), self.anchor, strict=True)]
             terms.append(0.5 * self.proximal_mu * torch.stack(gaps).sum())
         return torch.stack(terms).sum() if terms else None
+
+
+def batch_of(
+    view: PreparedView, rows: Tensor, device: torch.device, augment: Augmenter, noise: torch.Generator
+) -> tuple[Tensor, Truth]:
+    """The images ``rows`` on ``device``, augmented, and what is known of them; masks move with their images."""
+    where = rows.to(view.device)
+    images, targets, masks = view.floats(where).to(device), view.targets[where].to(device), view.masks_of(where)
+    if masks is None:
+        return augment.apply(images, noise), Truth(targets)
+    images, masks = augment.apply_with_masks(images, masks.to(device), noise)
+    return images, Truth(targets, masks)
 
 
 def proximal_mu(study: Study) -> float:

@@ -24,6 +24,7 @@ from common.frozen import FrozenDict
 from common.study_central import CentralPrivacySpec, check_central
 from common.study_data import DataSpec, FoldSpec, PhantomSpec
 from common.study_fields import Labels, Part, Scalar, label_text
+from common.study_outlines import SEGMENTERS, LesionSpec, check_outlines
 from common.study_parts import (
     MODELS,
     STRATEGIES,
@@ -48,6 +49,7 @@ from common.study_secure import SecureAggregationSpec, check_secure
 
 __all__ = [
     "MODELS",
+    "SEGMENTERS",
     "STRATEGIES",
     "AugmentSpec",
     "CentralPrivacySpec",
@@ -58,6 +60,7 @@ __all__ = [
     "FoldSpec",
     "GovernanceSpec",
     "ImageSpec",
+    "LesionSpec",
     "ModelSpec",
     "OptimiserSpec",
     "Part",
@@ -102,6 +105,8 @@ _ADDED: dict[str, Any] = {
     "federation.secure_aggregation": None,
     "privacy": None,
     "central_privacy": None,
+    "training.outline_loss": "dice_ce",
+    "evaluation.lesions": LesionSpec().model_dump(mode="json"),
 }
 """Keys added after hospitals had approved studies, and what they are where nobody uses them.
 
@@ -188,12 +193,8 @@ class Study(Part):
             )
         _known("federation.strategy.name", self.federation.strategy.name, STRATEGIES, "fedward.strategies")
         _known("model.name", self.model.name, MODELS, "fedward.models")
-        if self.task == "segmentation" and self.model.name in MODELS:
-            raise ValueError(
-                f"model.name: {self.model.name} classifies whole images; segmentation needs a segmentation model "
-                "installed under the entry point group 'fedward.models'"
-            )
         self._check_fold()
+        check_outlines(self)
         check_privacy(self)
         check_secure(self)
         check_central(self)
@@ -250,8 +251,21 @@ class Study(Part):
 
     @property
     def outputs(self) -> int:
-        """Logits of the model: one for a binary task (of the second class), else one per class."""
-        return 1 if self.task == "binary" else len(self.classes)
+        """Logits of the model: one for a binary task (of the second class), else one per class.
+
+        In segmentation one, of the last class, for each pixel.
+        """
+        return 1 if self.task in ("binary", "segmentation") else len(self.classes)
+
+    @property
+    def scored_classes(self) -> tuple[str, ...]:
+        """Names of the score columns: of a binary task and of segmentation only the last class."""
+        return self.class_names[-1:] if self.task in ("binary", "segmentation") else self.class_names
+
+    @property
+    def outlines(self) -> bool:
+        """Whether the model outlines, and so learns from masks."""
+        return self.task == "segmentation"
 
     @property
     def surveyed(self) -> tuple[Surveyed, ...]:

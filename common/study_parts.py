@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from common.frozen import FrozenDict
 from common.study_fields import Fraction, NonNegative, Parameters, Part, Positive
+from common.study_outlines import LesionSpec
 from common.study_secure import SecureAggregationSpec
 
 
@@ -102,7 +103,8 @@ class TrainingSpec(Part):
     """One local fit: what a site does in a round.
 
     ``class_weighting: balanced`` balances each site's own classes, and no count leaves for it; ``federated`` takes
-    one set of weights at all sites, from the survey's counts.
+    one set of weights at all sites, from the survey's counts. ``outline_loss`` is that of outlines: ``dice`` is
+    1 - Dice of each image on the model's probabilities, ``dice_ce`` adds each image's mean cross-entropy.
     """
 
     batch_size: Positive = 32
@@ -113,6 +115,7 @@ class TrainingSpec(Part):
     schedule: ScheduleSpec = ScheduleSpec()
     class_weighting: Literal["none", "balanced", "federated"] = "none"
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    outline_loss: Literal["dice_ce", "dice"] = "dice_ce"
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -132,7 +135,7 @@ STRATEGIES = (
     "fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "qfedavg",
     "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan",
 )  # fmt: skip
-MODELS = ("cnn", "resnet18", "resnet50", "densenet121")
+MODELS = ("cnn", "resnet18", "resnet50", "densenet121", "unet")
 
 
 class StrategySpec(Part):
@@ -144,6 +147,7 @@ class EarlyStopping(Part):
     """Stop after ``patience`` evaluated rounds without ``min_delta`` improvement.
 
     With ``evaluation.min_cell`` above 1 the loss is the metric: small cells leave no more than bounds of the AUC.
+    In segmentation Dice stands where ``auc`` does.
     """
 
     patience: Positive
@@ -198,6 +202,7 @@ class EvaluationSpec(Part):
     min_cell: Annotated[int, Field(ge=1)] = 1
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     bootstrap: Annotated[int, Field(ge=100)] = 2000
+    lesions: LesionSpec = LesionSpec()
 
 
 class PartitionSpec(Part):

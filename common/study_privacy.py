@@ -50,8 +50,6 @@ def check_privacy(study: Study) -> None:
     privacy, training, federation = study.privacy, study.training, study.federation
     if privacy is None:
         return
-    if study.task == "segmentation":
-        raise ValueError("privacy: segmentation is not trained privately yet; leave privacy out, or change the task")
     if study.model.norm == "batch":
         raise ValueError("privacy: batch norm mixes the patients of a batch; use model.norm: group")
     if training.local_steps is None:

@@ -61,7 +61,7 @@ def train(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: P
     tested = None
     while tested is None:
         try:
-            tested = test_model(link, work, arm.weights, arm.thresholds, present, own=present)
+            tested = test_model(link, work, arm.weights, arm.thresholds, present, own=present, outline=arm.outline)
         except SiteGone as gone:
             if len(present) <= work.quorum:
                 raise

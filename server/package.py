@@ -17,7 +17,6 @@ from common.privacy import promised, steps_of
 from common.study import Study
 from server.desk import RunFolder
 from server.provision import Coordinator
-from server.results import scored_classes
 
 RESULTS = "results.json"
 _SUMMARY = ("rounds", "kept_round", "stopped_early", "thresholds", "test", "per_class", "roc")
@@ -110,7 +109,7 @@ def _page(
     yield "\n## How well it did\n"
     yield "On the sites' test patients together, with intervals at the confidence that the study names:\n"
     yield from _rows(summary["test"])
-    if len(scored_classes(study)) > 1:
+    if len(study.scored_classes) > 1:
         for name, metrics in summary["per_class"].items():
             yield f"\nOf {name}:\n"
             yield from _rows(metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from common import central, privacy
 from common.basis import Basis
 from common.errors import ProtocolError, RunError
 from common.files import write_atomically
-from common.metrics import Counts, Layout, Summary, Thresholds, choose_threshold
+from common.metrics import GRID, FirstPass, Summary, Thresholds, choose_outline, choose_threshold
 from common.study import Study
 from common.weights import Weights, save
 from server.calibration import calibration_json
@@ -31,9 +32,11 @@ class Trained:
 
     work: Work
     progress: Progress
-    validation: Counts
+    validation: FirstPass
     """Of the kept model, by which thresholds were chosen."""
     thresholds: Thresholds
+    outline: int | None = None
+    """In a study that outlines: which of ``common.metrics.GRID`` a pixel's probability must reach."""
 
     @property
     def weights(self) -> Weights:
@@ -46,23 +49,20 @@ class Trained:
 
 def finish(work: Work, progress: Progress) -> Trained:
     """An arm whose rounds are over, with thresholds from the kept model's validation counts."""
-    counts = Counts.from_arrays(progress.validation, Layout.of(work.study))
-    return Trained(work, progress, counts, choose_threshold(counts, work.study.evaluation.threshold))
-
-
-def scored_classes(study: Study) -> tuple[str, ...]:
-    """Names of the score columns: of a binary task only the positive class."""
-    return study.class_names[1:] if study.task == "binary" else study.class_names
+    found = FirstPass.from_arrays(progress.validation, work.study)
+    thresholds = choose_threshold(found.counts, work.study.evaluation.threshold)
+    outline = None if found.outlines is None else choose_outline(found.outlines)
+    return Trained(work, progress, found, thresholds, outline)
 
 
 def thresholds_json(thresholds: Thresholds, study: Study) -> dict[str, float]:
     """Class -> the score from which an image counts as positive; empty for multiclass (argmax)."""
-    return dict(zip(scored_classes(study), thresholds.edges.tolist(), strict=False))
+    return dict(zip(study.scored_classes, thresholds.edges.tolist(), strict=False))
 
 
 def summary_json(summary: Summary, study: Study) -> dict[str, Any]:
     """A summary as it stands in ``results.json``."""
-    names = scored_classes(study)
+    names = study.scored_classes
     found: dict[str, Any] = {
         "test": {metric: interval.to_dict() for metric, interval in summary.overall.items()},
         "per_class": {
@@ -83,6 +83,26 @@ def summary_json(summary: Summary, study: Study) -> dict[str, Any]:
             tables = summary.confusion.reshape(-1, 2, 2).tolist()
             found["confusion"] = dict(zip(names, tables, strict=True))
     return found
+
+
+def outlines_json(at: int | None, summary: Summary) -> dict[str, Any]:
+    """The threshold of outlines and how well they lie over the masks; nothing in a study without them."""
+    if at is None or summary.outlines is None:
+        return {}
+    outlines = summary.outlines
+    pooled = float(outlines.pooled[at])
+    return {
+        "outline_threshold": GRID[at],
+        "outlines": {
+            "images": dict(zip(("empty", "outlined"), outlines.images.tolist(), strict=True)),
+            "pixels": {
+                "truth": outlines.truth,
+                "predicted": int(outlines.predicted[at]),
+                "both": int(outlines.both[at]),
+                "dice": None if math.isnan(pooled) else pooled,
+            },
+        },
+    }
 
 
 def privacy_json(arm: Trained) -> dict[str, Any]:
@@ -122,7 +142,10 @@ def arm_json(arm: Trained, tested: Tested) -> dict[str, Any]:
         "thresholds": thresholds_json(arm.thresholds, study),
         **({"basis": arm.work.basis.json()} if arm.work.basis else {}),
         **summary_json(tested.overall, study),
-        "calibration": calibration_json(tested.overall.reference.counts, arm.validation, scored_classes(study)),
+        **outlines_json(arm.outline, tested.overall),
+        "calibration": calibration_json(tested.overall.reference.counts, arm.validation.counts, study.scored_classes)
+        if study.task != "segmentation"  # an image's score is then the edge of its outline, and no probability
+        else {},
         "history": progress.history,
     }
 
@@ -139,6 +162,7 @@ def write_model(folder: Path, arm: Trained) -> None:
         "repeat": arm.work.repeat,
         "kept_round": arm.progress.facts["kept_round"],
         "thresholds": thresholds_json(arm.thresholds, study),
+        **({} if arm.outline is None else {"outline_threshold": GRID[arm.outline]}),
         "basis": arm.work.basis.json() if arm.work.basis else None,
         **_promises(arm),
     }
@@ -153,6 +177,8 @@ class Card:
     thresholds: Thresholds
     basis: Basis | None
     """Normalisation that it was trained with, where the study has one."""
+    outline: int | None = None
+    """As :attr:`Trained.outline`."""
 
 
 def read_card(folder: Path) -> Card:
@@ -161,8 +187,10 @@ def read_card(folder: Path) -> Card:
     try:
         card: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         study = Study.parse(json.dumps(card["study"], ensure_ascii=False), str(path))
-        edges = [card["thresholds"][name] for name in scored_classes(study)] if study.task != "multiclass" else []
-        return Card(study, Thresholds.at(edges, study.evaluation.bins), Basis.from_json(card.get("basis"), study))
+        edges = [card["thresholds"][name] for name in study.scored_classes] if study.task != "multiclass" else []
+        outline = GRID.index(card["outline_threshold"]) if study.outlines else None
+        basis = Basis.from_json(card.get("basis"), study)
+        return Card(study, Thresholds.at(edges, study.evaluation.bins), basis, outline)
     except FileNotFoundError:
         raise RunError(f"{folder} has no model yet; finish it with `fedward simulate --resume {folder}`") from None
     except (ValueError, KeyError, TypeError, ProtocolError) as error:

@@ -30,8 +30,7 @@ from common.errors import (
     ReplyRefused,
     RunError,
 )
-from common.metrics import Counts, auc, auc_bounds
-from common.metrics import Layout as CountsLayout
+from common.metrics import Counts, FirstPass, Outlines, auc, auc_bounds
 from common.models import build_initial
 from common.noise_shares import shares_of
 from common.randomness import seed_for
@@ -194,7 +193,7 @@ class Arm:
         The checkpoint stays as it was: with larger budgets the run goes on from there.
         """
         if self.progress.round and self.study.metrics_suppressed:
-            self._keep(self.progress.round, Counts.zero(CountsLayout.of(self.study)))
+            self._keep(self.progress.round, FirstPass.zero(self.study))
         return bool(self.progress.kept)
 
     def _resume(self) -> None:
@@ -236,10 +235,10 @@ class Arm:
         if self.study.metrics_suppressed:
             self.progress.facts["stopped_early"] = False
             if last:
-                self._keep(round_, Counts.zero(CountsLayout.of(self.study)))
+                self._keep(round_, FirstPass.zero(self.study))
         elif last or (federation.evaluate_every and round_ % federation.evaluate_every == 0):
-            counts = self._evaluate(round_, record)
-            self._judge(round_, counts, record, last)
+            found = self._evaluate(round_, record)
+            self._judge(round_, found, record, last)
         record["wall_s"] = round(self.link.clock() - started, 4)
         self.progress.round = round_
         self._take_state()
@@ -400,15 +399,14 @@ class Arm:
         listed = "; ".join(f"{site}: {reason}" for site, reason in list(failed.items())[:_LISTED])
         return listed + (f"; and {len(failed) - _LISTED} more" if len(failed) > _LISTED else "")
 
-    def _evaluate(self, round_: int, record: dict[str, Any]) -> Counts:
+    def _evaluate(self, round_: int, record: dict[str, Any]) -> FirstPass:
         request = protocol.EvaluateRequest(self.work.task(round_), "val", self.progress.weights)
-        layout = CountsLayout.of(self.study)
-        merged = Counts.zero(layout)
+        merged = FirstPass.zero(self.study)
         answered: set[str] = set()
         for answer in self._call(request, lambda: self.work.quorum - len(answered)).answers():
             record["bytes"] += answer.bytes
             try:
-                merged += statistics_of(answer, round_, lambda arrays: Counts.from_arrays(arrays, layout))
+                merged += statistics_of(answer, round_, lambda arrays: FirstPass.from_arrays(arrays, self.study))
                 outcome = "ok"
                 answered.add(answer.site)
             except ReplyRefused as error:
@@ -425,30 +423,37 @@ class Arm:
         self._require_quorum(round_, len(answered), record, "evaluation")
         return merged
 
-    def _judge(self, round_: int, counts: Counts, record: dict[str, Any], last: bool) -> None:
+    def _judge(self, round_: int, found: FirstPass, record: dict[str, Any], last: bool) -> None:
         """Record the validation result; keep the best model where the study says so; stop early."""
-        federation, facts = self.study.federation, self.progress.facts
+        federation, facts, counts = self.study.federation, self.progress.facts, found.counts
         facts["stopped_early"] = False
         if not counts.images:
-            self._without_validation(round_, counts, last)
+            self._without_validation(round_, found, last)
             return
         loss = counts.loss / counts.images
         area, bounds = _area(counts)
         record["val_auc"], record["val_loss"] = area, loss
         if bounds is not None:
             record["val_auc_bounds"] = bounds
+        if found.outlines is not None:
+            record["val_dice"] = _dice(found.outlines)
         stopping = federation.early_stopping
+        by_outline = self.study.task == "segmentation"
+        if by_outline:
+            area = record["val_dice"]
         # Where validation lacks a class there is no AUC: the loss decides then, and in every later round too. So it
         # does where small cells are hidden: the AUC's bounds move with the blocks more than with the model.
         by_loss = (
-            area is None or self.study.evaluation.min_cell > 1 or (stopping is not None and stopping.metric == "loss")
+            area is None
+            or (self.study.evaluation.min_cell > 1 and not by_outline)
+            or (stopping is not None and stopping.metric == "loss")
         )
         score = -loss if facts.setdefault("judged_by", "loss" if by_loss else "auc") == "loss" else area
         best = facts.get("best_score")
         if score is not None and (best is None or (score, -loss) > (best, -facts["best_loss"])):
             facts["best_score"], facts["best_loss"], facts["best_round"] = score, loss, round_
             if federation.keep == "best":
-                self._keep(round_, counts)
+                self._keep(round_, found)
         # Patience counts from the last step that was worth min_delta, as small steps may add up to one.
         bar, delta = facts.get("bar"), stopping.min_delta if stopping is not None else 0.0
         improved = score is not None and (bar is None or score > bar + delta)
@@ -456,10 +461,10 @@ class Arm:
         stop = stopping is not None and facts["stale"] >= stopping.patience and not last
         facts["stopped_early"] = stop
         if federation.keep == "last" and (last or stop):
-            self._keep(round_, counts)
+            self._keep(round_, found)
         self.progress.done = stop
 
-    def _without_validation(self, round_: int, counts: Counts, last: bool) -> None:
+    def _without_validation(self, round_: int, found: FirstPass, last: bool) -> None:
         """A hospital alone may have no validation image: it keeps its last model, at a threshold of 0.5.
 
         Raises :class:`DataError` where several sites have none between them.
@@ -471,11 +476,11 @@ class Arm:
             )
         if last:
             self.link.events.emit("unvalidated", arm=self.work.arm, repeat=self.work.repeat, round=round_)
-            self._keep(round_, counts)
+            self._keep(round_, found)
 
-    def _keep(self, round_: int, counts: Counts) -> None:
+    def _keep(self, round_: int, found: FirstPass) -> None:
         self.progress.kept = self.progress.weights
-        self.progress.validation = counts.to_arrays()
+        self.progress.validation = found.to_arrays()
         self.progress.facts["kept_round"] = round_
 
 
@@ -511,3 +516,9 @@ def _area(counts: Counts) -> tuple[float | None, tuple[float, float] | None]:
     if counts.exact:
         return float(auc(counts).mean()), None
     return None, (round(float(low.mean()), 6), round(float(high.mean()), 6))
+
+
+def _dice(outlines: Outlines) -> float | None:
+    """Dice of all pixels at the best of the thresholds; ``None`` where there is neither mask nor outline."""
+    best = np.nanmax(outlines.pooled, initial=-1.0)
+    return None if best < 0.0 else float(best)

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from common import protocol
 from common.errors import QuorumError, ReplyRefused
-from common.metrics import Counts, Layout, Moments, Reference, Summary, Thresholds, summarise
+from common.metrics import FirstPass, Layout, Moments, Reference, Summary, Thresholds, summarise, with_outlines
 from common.weights import Weights
 from server.asking import Answer, Link
 from server.recall import Call
@@ -45,36 +45,40 @@ def test_model(
     *,
     own: Mapping[str, int],
     split: str = "test",
+    outline: int | None = None,
 ) -> Tested:
     """Test ``weights`` on ``sites`` together, and on each of ``own`` by itself.
 
+    ``outline``: place in ``GRID`` of the threshold of outlines, in a study that has them.
     First pass: histograms, merged. Second pass: per-patient placement sums against the
     merged histogram, for intervals clustered by patient. Raises :class:`QuorumError` when
     a site does not answer, :class:`SiteGone` where it never will: a test result without it would be another
     population's. Where the study's privacy
     suppresses such statistics nobody is asked, and every metric is undefined.
     """
-    if work.study.metrics_suppressed:
-        nobody = Reference(Counts.zero(Layout.of(work.study)), thresholds)
-        none = Moments.zero(Layout.of(work.study))
-        return Tested(summarise(nobody, none, work.study.evaluation.confidence), {}, 0)
+    study, confidence = work.study, work.study.evaluation.confidence
+    if study.metrics_suppressed:
+        nobody = Reference(FirstPass.zero(study).counts, thresholds)
+        none = Moments.zero(Layout.of(study))
+        return Tested(summarise(nobody, none, confidence), {}, 0)
     link.watch.tests()
-    deadline = work.deadline_s or work.study.federation.deadline_s
-    layout = Layout.of(work.study)
-    task = work.task(work.study.federation.rounds)
+    deadline = work.deadline_s or study.federation.deadline_s
+    layout = Layout.of(study)
+    task = work.task(study.federation.rounds)
     moved = 0
-    counts: dict[str, Counts] = {}
+    found: dict[str, FirstPass] = {}
     first = protocol.EvaluateRequest(task, split, weights)
-    for answer in Call(link, first, sites, deadline, lambda: len(sites) - len(counts)).answers():
-        counts[answer.site] = _read(answer, task, lambda arrays: Counts.from_arrays(arrays, layout))
+    for answer in Call(link, first, sites, deadline, lambda: len(sites) - len(found)).answers():
+        found[answer.site] = _read(answer, task, lambda arrays: FirstPass.from_arrays(arrays, study))
         moved += answer.bytes
-    merged = Counts.zero(layout)
-    for site in sorted(counts):
-        merged += counts[site]
+    merged = FirstPass.zero(study)
+    for site in sorted(found):
+        merged += found[site]
 
-    def second(reference: Reference, group: Mapping[str, int]) -> Summary:
+    def second(first: FirstPass, group: Mapping[str, int]) -> Summary:
         nonlocal moved
         parts: dict[str, Moments] = {}
+        reference = Reference(first.counts, thresholds)
         request = protocol.MomentsRequest(task, split, weights, reference.to_arrays())
         for answer in Call(link, request, group, deadline, lambda: len(group) - len(parts)).answers():
             parts[answer.site] = _read(answer, task, lambda arrays: Moments.from_arrays(arrays, layout))
@@ -82,14 +86,10 @@ def test_model(
         total = Moments.zero(layout)
         for site in sorted(parts):  # floats: added in site order, so that arrival does not show
             total += parts[site]
-        return summarise(reference, total, work.study.evaluation.confidence)
+        return with_outlines(summarise(reference, total, confidence), first.outlines, outline, confidence)
 
-    overall = second(Reference(merged, thresholds), sites)
-    alone = {
-        site: second(Reference(counts[site], thresholds), {site: node})
-        for site, node in own.items()
-        if counts[site].images
-    }
+    overall = second(merged, sites)
+    alone = {site: second(found[site], {site: node}) for site, node in own.items() if found[site].counts.images}
     return Tested(overall, alone, moved)
 
 

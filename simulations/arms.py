@@ -62,7 +62,7 @@ def test_all(
 
     def test(arm: Trained) -> Tested:
         own = {site: node for site, node in hospitals.items() if arm.name in (f"local:{site}", "federated", "pooled")}
-        return test_model(link, arm.work, arm.weights, arm.thresholds, hospitals, own=own)
+        return test_model(link, arm.work, arm.weights, arm.thresholds, hospitals, own=own, outline=arm.outline)
 
     return dict(zip(trained, _side_by_side(link, test, list(trained.values()), workers), strict=True))
 

@@ -9,11 +9,11 @@ from typing import Any
 from client.app import Resident
 from client.cli import ask_passphrase
 from client.config import SITE_FILE, SiteConfig
-from client.evaluation import Scores
+from client.evaluation import Scores, first_pass
 from common.errors import DataError, RunError
-from common.metrics import Counts, Layout, Moments, Reference, summarise
+from common.metrics import Moments, Reference, summarise, with_outlines
 from common.weights import Weights, load
-from server.results import Card, read_card, summary_json
+from server.results import Card, outlines_json, read_card, summary_json
 from simulations.datasets import open_source
 from simulations.runfolder import Folder
 from simulations.sites import Machine, external_site
@@ -84,7 +84,9 @@ def _at_home(card: Card, weights: Weights, directory: Path, device: str) -> dict
 
 def _measured(scores: Scores, card: Card) -> dict[str, Any]:
     study = card.study
-    counts = Counts.of(scores.scores, scores.targets, scores.patients, scores.loss, Layout.of(study))
-    reference = Reference(counts, card.thresholds)
+    first = first_pass(scores, study)
+    reference = Reference(first.counts, card.thresholds)
     moments = Moments.of(scores.scores, scores.targets, scores.patients, reference)
-    return summary_json(summarise(reference, moments, study.evaluation.confidence), study)
+    confidence = study.evaluation.confidence
+    summary = with_outlines(summarise(reference, moments, confidence), first.outlines, card.outline, confidence)
+    return {**summary_json(summary, study), **outlines_json(card.outline, summary)}

@@ -60,6 +60,8 @@ def numbers(event: Event) -> str:
     parts = [f"loss {event['train_loss']:.3f}"] if event["train_loss"] is not None else []
     if event["val_loss"] is not None:
         parts.append(f"val loss {event['val_loss']:.3f}")
+    if event.get("val_dice") is not None:
+        parts.append(f"val Dice {event['val_dice']:.3f}")
     if event["val_auc"] is not None:
         parts.append(f"val AUC {event['val_auc']:.3f}")
     elif "val_auc_bounds" in event:

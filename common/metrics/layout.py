@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import DataError, ModelError, ProtocolError, StudyError
+from common.errors import DataError, ModelError, ProtocolError
 from common.study import Study
 
 Ints = NDArray[np.int64]
@@ -42,10 +42,9 @@ class Layout:
 
     @classmethod
     def of(cls, study: Study) -> Layout:
-        """The layout of a study. Raises :class:`StudyError` for segmentation, which is scored by overlap."""
-        if study.task == "segmentation":
-            raise StudyError("task: segmentation is scored by overlap of masks, not by counts of images")
-        return cls(study.task, study.outputs, study.evaluation.bins)
+        """The layout of a study. Of a segmentation study: whether an image has anything to outline, yes or no."""
+        task: Task = "binary" if study.task == "segmentation" else study.task
+        return cls(task, study.outputs, study.evaluation.bins)
 
     def code(self) -> Ints:
         """``(3,)`` int64, sent along so that a mismatch is seen rather than added up."""

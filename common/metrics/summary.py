@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from common.metrics.counts import auc_bounds, roc
 from common.metrics.intervals import UNDEFINED, Interval, interval
 from common.metrics.layout import Floats, Ints
 from common.metrics.moments import Moments
+from common.metrics.outlines import Outlines
 from common.metrics.ratios import METRICS, RATES, Tally, over_classes, rates
 from common.metrics.reference import Reference
 
@@ -30,6 +31,8 @@ class Summary:
     reference: Reference
     patients_in_moments: int
     """Patients of the second pass; intervals are given only when it reached all of them."""
+    outlines: Outlines | None = None
+    """In a study that outlines."""
 
     @property
     def images(self) -> int:
@@ -93,6 +96,14 @@ def summarise(reference: Reference, moments: Moments | None, confidence: float =
         reference=reference,
         patients_in_moments=0 if moments is None else moments.patients,
     )
+
+
+def with_outlines(summary: Summary, outlines: Outlines | None, at: int | None, confidence: float) -> Summary:
+    """``summary`` with the overlaps at threshold ``GRID[at]`` before its other metrics, in a study that outlines."""
+    if outlines is None or at is None:
+        return summary
+    overall = {**outlines.metrics(at, confidence), **summary.overall}
+    return replace(summary, overall=overall, outlines=outlines)
 
 
 def _values(reference: Reference, tally: Tally) -> Floats:

@@ -1,9 +1,9 @@
 """Models by name: ``build(study, seed)`` gives a network whose first weights depend on seed and model only.
 
 Every model maps images ``(B, channels, size, size)`` float32 in [0, 1] to logits
-``(B, study.outputs)``, and works out of place, so that Opacus can take per-sample
-gradients of it. A researcher's own model is an installed entry point of group
-``fedward.models``: a function ``fn(study) -> torch.nn.Module``.
+``(B, study.outputs)``, in segmentation ``(B, 1, size, size)``, and works out of place,
+so that Opacus can take per-sample gradients of it. A researcher's own model is an installed
+entry point of group ``fedward.models``: a function ``fn(study) -> torch.nn.Module``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from common.models.cnn import build_cnn
 from common.models.densenet import build_densenet121
 from common.models.pretrained import LoadReport, load_weights
 from common.models.resnet import build_resnet18, build_resnet50
+from common.models.unet import build_unet
 from common.randomness import seed_for
 from common.study import Study
 
@@ -34,6 +35,7 @@ BUILDERS: Mapping[str, Callable[[Study], nn.Module]] = {
     "resnet18": build_resnet18,
     "resnet50": build_resnet50,
     "densenet121": build_densenet121,
+    "unet": build_unet,
 }
 
 

@@ -45,3 +45,11 @@ def integers(
             f"model.params.{key}: must be a list of {length[0]} to {length[1]} integers from 1 to {high}, got {shown!r}"
         )
     return value
+
+
+def text(spec: ModelSpec, key: str, choices: Sequence[str]) -> str:
+    """``spec.params[key]``, one of ``choices``, or the first of them."""
+    value = spec.params.get(key, choices[0])
+    if not isinstance(value, str) or value not in choices:
+        raise ModelError(f"model.params.{key}: must be one of {', '.join(choices)}, got {value!r}")
+    return value

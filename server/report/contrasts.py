@@ -49,7 +49,9 @@ def difference(run: Run, a: str, b: str, metric: str, on: str = "all") -> Interv
 
 
 def main_metric(run: Run) -> str:
-    """What the verdict speaks of: AUC, or else the first metric compared or measured."""
+    """What the verdict speaks of: AUC (in segmentation Dice), or else the first metric compared or measured."""
+    if run.task == "segmentation":
+        return "dice"
     names = [d.metric for d in run.differences] or [m for arm in run.arms.values() for m in arm.model.test]
     return next(iter(ordered_metrics(names)), "auc")
 

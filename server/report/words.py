@@ -19,6 +19,7 @@ METRICS = {
     "precision": "Precision",
     "f1": "F1",
     "dice": "Dice",
+    "iou": "IoU",
 }
 ARM_NAMES = {"federated": "Federated", "local": "Each alone", "pooled": "Pooled"}
 ARM_MEANINGS = {
@@ -32,6 +33,8 @@ _UNDEFINED = {
     "balanced_accuracy": "undefined: it needs test patients of every class",
     "specificity": "undefined: every test image has the finding",
     "precision": "undefined: the model called no test image positive",
+    "dice": "undefined: no test image has anything to outline",
+    "iou": "undefined: no test image has anything to outline",
     "f1": "undefined: no test image has the finding, or none was called positive",
 }
 _TONES: dict[Verdict, Tone] = {"better": "good", "worse": "bad", "cannot tell": "unsure"}

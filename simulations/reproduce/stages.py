@@ -108,10 +108,10 @@ def _tested(path: Path, repeat: int, repeats: int) -> _Tested:
             offset = int(patients.max(initial=offset - 1)) + 1
             parts.append(Scores(found.scores[order], found.targets[order], patients, found.loss[order]))
     edges = None if card.study.task == "multiclass" else card.thresholds.edges.tolist()
-    joined = (
+    scores, targets, patients, loss = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("scores", "targets", "patients", "loss")
     )
-    return _Tested(Scores(*joined), edges, card.study)
+    return _Tested(Scores(scores, targets, patients, loss), edges, card.study)
 
 
 def _by_appearance(patients: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -129,7 +129,8 @@ def test_no_image_at_all(task: str) -> None:
     assert found.scores.shape == found.targets.shape == (0, made.outputs)
     counts = Counts.of(found.scores, found.targets, found.patients, found.loss, Layout.of(made))
     assert counts.images == 0
-    assert set(vars(found)) == {"scores", "targets", "patients", "loss"}
+    assert set(vars(found)) == {"scores", "targets", "patients", "loss", "overlaps"}
+    assert found.overlaps is None
 
 
 def test_batches_do_not_show_and_large_images_come_in_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:

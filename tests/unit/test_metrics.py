@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from common.errors import DataError, ModelError, ProtocolError, StudyError
+from common.errors import DataError, ModelError, ProtocolError
 from common.metrics import (
     METRICS,
     Counts,
@@ -401,8 +401,8 @@ def test_targets_that_do_not_fit_are_refused() -> None:
         Counts.of(two, two, np.arange(2), np.full(2, np.nan), Layout("multilabel", 2, 16))
 
 
-def study(task: str, classes: str) -> Study:
-    return Study.parse(f"{{name: x, task: {task}, classes: {classes}, evaluation: {{bins: 64}}}}")
+def study(task: str, classes: str, model: str = "{name: cnn}") -> Study:
+    return Study.parse(f"{{name: x, task: {task}, classes: {classes}, model: {model}, evaluation: {{bins: 64}}}}")
 
 
 def test_layout_of_a_study() -> None:
@@ -662,9 +662,6 @@ def test_hostile_references_are_refused() -> None:
         Reference(Counts.from_arrays(arrays, layout), Thresholds.at([0.5], 64))
 
 
-def test_segmentation_has_no_counts() -> None:
-    class Segmentation:
-        task = "segmentation"
-
-    with pytest.raises(StudyError, match="overlap"):
-        Layout.of(Segmentation())  # type: ignore[arg-type]
+def test_segmentation_counts_whether_an_image_has_anything_to_outline() -> None:
+    parsed = study("segmentation", "{healthy: [a], lesion: [b]}", model="{name: unet}")
+    assert Layout.of(parsed) == Layout("binary", 1, 64)

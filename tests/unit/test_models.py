@@ -18,18 +18,19 @@ from common.errors import ModelError
 from common.models import BUILDERS, build
 from common.models.cnn import build_cnn
 from common.models.norms import groups_for, norm_layer
-from common.study import MODELS, Study
+from common.study import MODELS, SEGMENTERS, Study
 from common.weights import digest, state_of
 
 SMALL = {"resnet18": 32, "resnet50": 32, "densenet121": 32, "cnn": 32}
 
 
 def study(name: str = "cnn", **changes: Any) -> Study:
+    outlines = name in SEGMENTERS
     base = Study.model_validate(
         {
             "name": "models",
-            "task": "multiclass",
-            "classes": ["a", "b", "c"],
+            "task": "segmentation" if outlines else "multiclass",
+            "classes": ["a"] if outlines else ["a", "b", "c"],
             "image": {"size": SMALL.get(name, 32), "channels": 1},
             "model": {"name": name if name in MODELS else "cnn"},
         }
@@ -59,7 +60,7 @@ def test_every_name_a_study_may_use_has_a_builder() -> None:
 def test_logits_have_the_study_s_shape(name: str, channels: int) -> None:
     spec = study(name, **{"image.channels": channels, "model.dropout": 0.3})
     logits = build(spec, 1)(images(spec))
-    assert logits.shape == (2, 3)
+    assert logits.shape == ((2, 1, 32, 32) if name in SEGMENTERS else (2, 3))
     assert logits.dtype == torch.float32
     assert bool(torch.isfinite(logits).all())
 

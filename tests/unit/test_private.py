@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from client.objective import Truth, objective_of
 from client.private import PrivateFit, image_losses
-from client.training import Objective
 from client.vault.view import View
 from common.errors import ModelError, PrivacyError, StudyError
 from common.models import build
@@ -83,8 +83,8 @@ def test_without_noise_and_bound_a_step_is_the_gradient_of_the_mean_over_patient
 def test_the_loss_of_an_image_is_the_one_of_other_fits(task: str) -> None:
     made = study(task, **{"training.label_smoothing": 0.1})
     data, logits = view(made, MANY), torch.randn(len(MANY), made.outputs)
-    objective = Objective(made, data.targets)
-    expected = objective.total(logits, data.targets) / objective.weight(data.targets)
+    objective, truth = objective_of(made, data.targets), Truth(data.targets)
+    expected = objective.total(logits, truth) / objective.weight(truth)
     torch.testing.assert_close(image_losses(made)(logits, data.targets).mean(), expected)
 
 

@@ -19,7 +19,7 @@ from common import strict_yaml
 from common import study as study_module
 from common.errors import StudyError
 from common.frozen import FrozenDict
-from common.study import MODELS, STRATEGIES, DataSpec, Study, schema
+from common.study import MODELS, SEGMENTERS, STRATEGIES, DataSpec, Study, schema
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EXAMPLES = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "policy.yaml")
@@ -183,7 +183,7 @@ def test_a_refusal_names_key_and_remedy(extra: str, message: str) -> None:
         (task("binary", '["a\\n", b]'), "cannot be a label"),
         (
             task("segmentation", "[a]"),
-            "model.name: cnn classifies whole images; segmentation needs a segmentation model",
+            "model.name: cnn classifies whole images; segmentation needs unet, or a model installed",
         ),
         ("name: ../x\ntask: binary\nclasses: [a, b]", "name: must match pattern"),
     ],
@@ -352,7 +352,8 @@ def test_every_strategy_is_known(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_is_known(name: str) -> None:
-    assert parse(f"model: {{name: {name}}}").model.name == name
+    base = task("segmentation", "[a]") if name in SEGMENTERS else SMALLEST
+    assert parse(f"model: {{name: {name}}}", base).model.name == name
 
 
 def test_an_installed_entry_point_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

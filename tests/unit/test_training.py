@@ -17,8 +17,9 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 from torch.nn import functional
 
+from client.objective import Truth, class_weights, objective_of
 from client.optimiser import keep_the_compiler_out, step
-from client.training import FitSeed, LocalFit, Objective, class_weights, learning_rate, pieces
+from client.training import FitSeed, LocalFit, learning_rate, pieces
 from client.vault.view import View
 from common.errors import DataError, DeviceError, StudyError
 from common.models import build
@@ -272,8 +273,8 @@ def test_a_class_that_a_site_does_not_have_weighs_one() -> None:
 
 
 def objective_loss(made: Study, targets: Tensor, logits: Tensor) -> Tensor:
-    objective = Objective(made, targets)
-    return objective.total(logits, targets) / objective.weight(targets)
+    objective, truth = objective_of(made, targets), Truth(targets)
+    return objective.total(logits, truth) / objective.weight(truth)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
