@@ -100,6 +100,7 @@ _ADDED: dict[str, Any] = {
     "survey": [],
     "data.fold": None,
     "data.take": {},
+    "data.group_duplicates": False,
     "image.normalise": "none",
     "federation.compression": "none",
     "federation.secure_aggregation": None,

@@ -54,8 +54,9 @@ class DataSpec(Part):
 
     ``uncertain`` values mask an image. ``other`` values belong to no class: an image
     that has only these is left out (binary, multiclass, segmentation) or negative for
-    every class (multilabel, for example "No Finding"). A simulation's own is ``take``: of a
-    source (by its name) at most so many images of each class that is named, and no others.
+    every class (multilabel, for example "No Finding"). A simulation's own are ``take``, of a
+    source (by its name) at most so many images of each class that is named, and no others, and
+    ``group_duplicates``: near-duplicate images count as one patient (``simulations.datasets.duplicates``).
     """
 
     label_column: Annotated[str, Field(min_length=1)] = "label"
@@ -66,6 +67,7 @@ class DataSpec(Part):
     fold: FoldSpec | None = None
     phantoms: PhantomSpec = PhantomSpec()
     take: Take = Field(default_factory=FrozenDict)
+    group_duplicates: bool = False
 
     @field_validator("split")
     @classmethod

@@ -54,14 +54,17 @@ def open_source(study: Study, data: Path | Sequence[Path] | None) -> Source:
     """The images of a simulation: phantoms where ``data`` is ``None``, else what lies at that path or those paths.
 
     Each path may be ``NAME=PATH``; without it, a source is called as its folder or file. The study's ``data.take`` is
-    applied to each. Several, or one with a name of its own, become one whose images know where they are from
-    (:func:`simulations.datasets.derived.joined`). Raises :class:`DataError` naming the layouts that are recognised
-    where none matches.
+    applied to each (:func:`simulations.datasets.derived.taken`). Several, or one with a name of its own, become one
+    whose images know where they are from (:func:`~simulations.datasets.derived.joined`). With
+    ``data.group_duplicates`` near-duplicates are one patient (:func:`simulations.datasets.duplicates.grouped`). Raises
+    :class:`DataError` naming the layouts that are recognised where none matches.
     """
     take = study.data.take
     if data is None:
         if take:
             raise DataError("data.take: phantoms (synthetic) are drawn, not taken; set data.phantoms.images")
+        if study.data.group_duplicates:
+            raise DataError("data.group_duplicates: phantoms (synthetic) are each drawn once; leave it out")
         return _phantoms(study)
     given = [data] if isinstance(data, Path) else list(data)
     if not given:
@@ -78,9 +81,12 @@ def open_source(study: Study, data: Path | Sequence[Path] | None) -> Source:
     sources = [
         (name, derived.taken(study, name, source, take[name]) if name in take else source) for name, source in sources
     ]
-    if len(sources) == 1 and not named[0][2]:
-        return sources[0][1]
-    return derived.joined(study, sources)
+    source = sources[0][1] if len(sources) == 1 and not named[0][2] else derived.joined(study, sources)
+    if not study.data.group_duplicates:
+        return source
+    from simulations.datasets.duplicates import grouped  # compares with OpenCV and SciPy: not needed for anything else
+
+    return grouped(study, source)
 
 
 def _named(given: Path) -> tuple[str, Path, bool]:
