@@ -1,6 +1,6 @@
 """Arms against each other on the same patients: paired bootstrap, where one owner holds all scores.
 
-A real federation has no such owner; there, arms are compared by their intervals.
+A real federation has no such owner; there, models are compared from sums (``simulations.pairs`` does it here).
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from client.app import Resident
 from client.evaluation import Scores
 from common.randomness import seed_for
 from common.study import Study
+from server.comparisons import comparison_json, correct
 from server.results import Trained
 from simulations.bootstrap import paired_bootstrap
+from simulations.pairs import from_sums
 
 METRICS = ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity")
 MOST_SITES = 50
@@ -44,15 +46,22 @@ def everybody(
     return joined, np.concatenate([owner for _, owner in parts])
 
 
-def differences(
+Rows = list[dict[str, Any]]
+
+
+def compared(
     resident: Resident, directories: Mapping[str, Path], trained: Mapping[str, Trained], study: Study, repeat: int
-) -> list[dict[str, Any]]:
-    """Federated minus every other arm: on everybody's test patients, and against a hospital alone also on its own."""
+) -> tuple[Rows, Rows]:
+    """Federated minus every other arm: on everybody's test patients, and against a hospital alone also on its own.
+
+    By the bootstrap, and from sums.
+    """
+    found: Rows = []
+    sums: Rows = []
     if "federated" not in trained or len(trained) == 1 or study.metrics_suppressed:
-        return []
+        return found, sums
     sites = list(directories)
     ours, owner = everybody(resident, directories, trained["federated"], study)
-    found: list[dict[str, Any]] = []
     for name, arm in trained.items():
         if name == "federated" or (name.startswith("local:") and len(sites) > MOST_SITES):
             continue
@@ -62,8 +71,17 @@ def differences(
             site = name.removeprefix("local:")
             groups.append((site, owner == sites.index(site)))
         for group, mask in groups:
-            found += _compare(name, group, mask, ours, theirs, (trained["federated"], arm), study, repeat)
-    return found
+            if mask.any():
+                found += _compare(name, group, mask, ours, theirs, (trained["federated"], arm), study, repeat)
+                both = _of(ours, mask), _of(theirs, mask)
+                summed = from_sums(*both, owner[mask], (trained["federated"].thresholds, arm.thresholds), study)
+                sums.append(comparison_json(summed, ("federated", name), group, study))
+    correct(sums)
+    return found, sums
+
+
+def _of(scores: Scores, mask: NDArray[np.bool_]) -> Scores:
+    return Scores(scores.scores[mask], scores.targets[mask], scores.patients[mask], scores.loss[mask])
 
 
 def _compare(
@@ -75,10 +93,8 @@ def _compare(
     arms: Sequence[Trained],
     study: Study,
     repeat: int,
-) -> list[dict[str, Any]]:
+) -> Rows:
     rows = []
-    if not mask.any():
-        return []
     for metric in METRICS:
         edges = [None if study.task == "multiclass" else arm.thresholds.edges for arm in arms]
         difference = paired_bootstrap(

@@ -24,7 +24,7 @@ from server.results import Trained, arm_json, write_model
 from server.rounds import survey
 from simulations import environment
 from simulations.arms import ARMS, ArmName, local_json, test_all, train_all, works
-from simulations.compare import differences
+from simulations.compare import Rows, compared
 from simulations.datasets import Source
 from simulations.engine import InProcessGrid, run_on_ray
 from simulations.environment import Stopwatch
@@ -213,7 +213,7 @@ class Run:
         with self.stopwatch.phase("testing"):
             tested = test_all(link, trained, hospitals, workers)
         with self.stopwatch.phase("comparing"), _resident(link.grid) as resident:
-            compared = differences(resident, self.directories, trained, study, number)
+            differences = compared(resident, self.directories, trained, study, number)
         arms: dict[str, Any] = {}
         for name in ("federated", "pooled"):
             if name in trained:
@@ -237,11 +237,11 @@ class Run:
         add_spending(study, self.prepared.sites, arms)
         moved = sum(record["bytes"] for arm in trained.values() for record in arm.progress.history)
         moved += sum(result.bytes for result in tested.values())
-        result = self._result(number, arms, compared, moved)
+        result = self._result(number, arms, differences, moved)
         self._write_repeat(number, result, trained)
         return result
 
-    def _result(self, number: int, arms: dict[str, Any], compared: list[dict[str, Any]], moved: int) -> dict[str, Any]:
+    def _result(self, number: int, arms: dict[str, Any], differences: tuple[Rows, Rows], moved: int) -> dict[str, Any]:
         first = arms.get("federated") or arms.get("pooled") or next(iter(arms["local"]["sites"].values()))
         return {
             "format": FORMAT,
@@ -268,7 +268,8 @@ class Run:
             "heterogeneity": self.prepared.heterogeneity,
             "environment": environment.describe(),
             "arms": arms,
-            "differences": compared,
+            "differences": differences[0],
+            "comparisons": differences[1],
             **self.stopwatch.json(),
         }
 

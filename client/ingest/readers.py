@@ -11,7 +11,6 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import sqrt
 from typing import Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.labels import Labels
+from common.metrics.paired.kappa import kappa_of
 
 Weights = Literal["nominal", "linear", "quadratic"]
 PREFIX = "label:"
@@ -86,10 +86,8 @@ def agreement(
 ) -> Agreement:
     """Cohen's κ of two readers, one pair of classes an image; an image with an empty class is left out.
 
-    κ: Cohen 1960, doi:10.1177/001316446002000104; weighted by the distance of whole numbers:
-    Cohen 1968, doi:10.1037/h0026256. Standard error for a κ that is not 0: Fleiss, Cohen and
-    Everitt 1969, doi:10.1037/h0028106, equation 13 (nominal: 8). Raises :class:`DataError`
-    where ``weights`` need whole numbers and a class is none.
+    As :func:`common.metrics.paired.kappa_of`, which takes images for independent; weighted by the distance of whole
+    numbers. Raises :class:`DataError` where ``weights`` need whole numbers and a class is none.
     """
     counts = Counter((one, two) for one, two in pairs if one and two)
     classes, positions = _ordered({name for pair in counts for name in pair}, weights)
@@ -105,7 +103,9 @@ def agreement(
     elif len(classes) == 1:
         reason = "both readers name one and the same class throughout: chance alone would agree as well"
     else:
-        kappa, error = _kappa(table / images, _weights(positions, weights), images)
+        found = kappa_of(table, _weights(positions, weights))
+        assert found is not None  # two classes: chance alone does not explain all
+        kappa, error = found.value, found.standard_error
         low, high = max(-1.0, kappa - _Z * error), min(1.0, kappa + _Z * error)
     return Agreement(
         readers,
@@ -160,13 +160,3 @@ def _weights(positions: NDArray[np.float64], weights: Weights) -> NDArray[np.flo
         return np.eye(len(positions))
     power = 1 if weights == "linear" else 2
     return np.asarray(1.0 - (apart / apart.max()) ** power)
-
-
-def _kappa(p: NDArray[np.float64], w: NDArray[np.float64], images: int) -> tuple[float, float]:
-    """κ and its standard error; ``p`` ``(K, K)`` shares that sum to 1, ``w`` ``(K, K)`` weights."""
-    first, second = p.sum(axis=1), p.sum(axis=0)
-    chance = float(first @ w @ second)
-    kappa = (float((w * p).sum()) - chance) / (1.0 - chance)
-    means = (w @ second)[:, None] + (first @ w)[None, :]
-    spread = float((p * (w - means * (1.0 - kappa)) ** 2).sum()) - (kappa - chance * (1.0 - kappa)) ** 2
-    return kappa, sqrt(max(spread, 0.0) / images) / (1.0 - chance)

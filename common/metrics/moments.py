@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from common.errors import ProtocolError
 from common.metrics import cells
-from common.metrics.layout import Arrays, Floats, Ints, Layout, Scored, expect, integers
+from common.metrics.layout import Arrays, Floats, Ints, Layout, Scored, Task, expect, integers
 from common.metrics.ratios import METRICS, RATES, Fraction, Tally, fractions, over_classes, rates
 from common.metrics.reference import Reference
 
-_UNIT = 2.0**-56
-_MOST = 1 << 58
+SQUARED = 2.0**-56
+MOST_SQUARED = 1 << 58
 """Squares are fixed-point, so that order cannot show. No metric's squares can add up to more than 4."""
 
 
@@ -88,7 +88,7 @@ class Moments:
         if self.layout != other.layout:
             raise ValueError(f"cannot add moments of {self.layout} and {other.layout}")
         squares, auc_parts = self.squares + other.squares, self.auc_parts + other.auc_parts
-        if max(squares.max(), auc_parts.max()) > _MOST:
+        if max(squares.max(), auc_parts.max()) > MOST_SQUARED:
             raise ProtocolError("sums of squares are greater than any patients could make them; a site sent wrong ones")
         return Moments(
             self.layout,
@@ -101,7 +101,7 @@ class Moments:
 
     def variances(self) -> tuple[Floats, Floats]:
         """``(7, C + 1)`` sums of squared influences, and ``(C, 2)`` the AUC's parts: variances but for n / (n - 1)."""
-        return np.multiply(self.squares, _UNIT), np.multiply(self.auc_parts, _UNIT)
+        return np.multiply(self.squares, SQUARED), np.multiply(self.auc_parts, SQUARED)
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         return {
@@ -120,8 +120,8 @@ class Moments:
         if not np.array_equal(integers(arrays, "layout", (3,)), layout.code()):
             raise ProtocolError("statistics are of another task, number of classes or number of bins than the study's")
         shape = (len(METRICS), layout.classes + 1)
-        squares = integers(arrays, "squares", shape, _MOST).copy()
-        auc_parts = integers(arrays, "auc_parts", (layout.classes, 2), _MOST).copy()
+        squares = integers(arrays, "squares", shape, MOST_SQUARED).copy()
+        auc_parts = integers(arrays, "auc_parts", (layout.classes, 2), MOST_SQUARED).copy()
         support = integers(arrays, "support", shape).copy()
         withheld = integers(arrays, "withheld", shape).copy()
         patients = int(integers(arrays, "patients", (1,))[0])
@@ -147,7 +147,7 @@ class Influences:
     def of(cls, scored: Scored, reference: Reference, min_cell: int = 1) -> Influences:
         """Of ``scored``, whose patients keep their numbers where none of their images is known."""
         tally, above, below = _per_patient(scored, reference, min_cell)
-        influence, support = _influences(tally, reference)
+        influence, support = influences(tally, reference.tallies[0], reference.counts.layout.task)
         parts, positive_or_negative = _placements(tally, above, below, reference)
         auc = parts.sum(axis=2)
         everywhere = np.flatnonzero(~np.isnan(reference.auc))
@@ -204,12 +204,12 @@ def _predicted(scored: Scored, min_cell: int) -> NDArray[np.bool_]:
     return predicted
 
 
-def _influences(tally: Tally, reference: Reference) -> tuple[Floats, NDArray[np.bool_]]:
+def influences(tally: Tally, everybody: Tally, task: Task) -> tuple[Floats, NDArray[np.bool_]]:
     """Influence of each patient on each of RATES, ``(6, patients, C + 1)``, and whether the rate rests on it.
 
-    Of a fraction A / B with value R: (a - R·b) / B. Undefined rates have none.
+    Of a fraction A / B with value R: (a - R·b) / B. Undefined rates have none. ``tally`` ``(patients, C)`` holds each
+    patient's counts, ``everybody`` ``(C,)`` all sites'.
     """
-    task, everybody = reference.counts.layout.task, reference.tallies[0]
     influence: dict[str, Floats] = {}
     support: dict[str, NDArray[np.bool_]] = {}
     whole = fractions(everybody)
@@ -251,7 +251,7 @@ def fixed(influence: Floats, axis: int) -> Ints:
     Raises :class:`ProtocolError` where they are greater than if the reference held these images.
     """
     squares = np.square(influence)
-    if squares.size and squares.sum(axis=axis).max() * (1 / _UNIT) > _MOST:
+    if squares.size and squares.sum(axis=axis).max() * (1 / SQUARED) > MOST_SQUARED:
         raise ProtocolError("the reference lacks this site's images; it is of another split or round")
-    summed: Ints = np.rint(squares * (1 / _UNIT)).astype(np.int64).sum(axis=axis)
+    summed: Ints = np.rint(squares * (1 / SQUARED)).astype(np.int64).sum(axis=axis)
     return summed

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from common.html import Banner, Block, Code, Details, Facts, Page, Paragraph, Row, Section
-from server.report import calibration, central, contrasts, figures, listings, privacy, secure, tables, verdict
+from server.report import calibration, central, contrasts, figures, listings, pairs, privacy, secure, tables, verdict
 from server.report.results import ARMS, Difference, Run
 from server.report.words import (
     ARM_MEANINGS,
@@ -62,6 +62,7 @@ def sections_of(run: Run, drawn: bool = True, prefix: str = "") -> list[Section]
         Section("hospitals", "Hospital by hospital", _hospitals(run)),
         Section("metrics", "All metrics", _metrics(run)),
         Section("differences", "Differences between the arms", _differences(run, drawn, prefix)),
+        Section("pairs", "Are the models really different?", pairs.blocks(run)),
         Section("curves", "ROC and learning curves", _curves(run, prefix) if drawn else []),
         Section("calibration", "Are scores probabilities?", calibration.blocks(run, drawn, prefix)),
         Section("confusion", "Confusion matrices", _confusion(run)),

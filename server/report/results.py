@@ -13,6 +13,7 @@ from typing import Any
 
 from common.errors import RunError
 from server.report.calibrated import Calibrated
+from server.report.compared import Compared
 from server.report.promises import Central, Privacy, parse_central, parse_privacy
 
 FORMAT = 1
@@ -166,6 +167,7 @@ class Run:
     arms: Mapping[str, Arm]
     differences: tuple[Difference, ...]
     refusals: tuple[Refusal, ...]
+    comparisons: tuple[Compared, ...] = ()
 
     @property
     def confidence(self) -> float:
@@ -230,6 +232,7 @@ def _run(raw: Mapping[str, Any]) -> Run:
         arms=ordered,
         differences=tuple(_difference(item) for item in raw.get("differences") or ()),
         refusals=tuple(refusal for name in ordered for refusal in _refusals(name, raw["arms"][name])),
+        comparisons=tuple(Compared.parse(item) for item in raw.get("comparisons") or ()),
     )
 
 

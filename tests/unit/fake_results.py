@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from common.metrics import Counts, Layout
+from common.metrics import Counts, Layout, Reference, choose_threshold
+from common.metrics.paired import Models, Pair, compare
 from common.randomness import generator
 from common.study import Study
 from server.calibration import calibration_json
+from server.comparisons import comparison_json, correct
 
 QUALITY = {"federated": 2.4, "pooled": 2.5, "local": 1.3}
 
@@ -194,6 +196,28 @@ def differences(arms: dict[str, Any], dealt: dict[str, tuple[int, int]]) -> list
     return found
 
 
+def comparisons(arms: dict[str, Any], dealt: dict[str, tuple[int, int]], study: Study) -> list[dict[str, Any]]:
+    """From sums over drawn scores; of arms that :func:`differences` compares."""
+    found = []
+    others = [name for name in ("pooled",) if name in arms]
+    others += [f"local:{site}" for site in dealt] if "local" in arms else []
+    layout = Layout("binary", 1, 256)
+    for number, name in enumerate(others):
+        random = generator(number, name, "pairs")
+        targets = (random.random((240, 1)) < 0.4).astype(float)
+        shared, patients = random.normal(0, 1, (240, 1)), random.integers(170, size=240)
+        both = [1 / (1 + np.exp(1 - quality * targets - shared - random.normal(0, 1, (240, 1)))) for quality in (3, 2)]
+        counts = [Counts.of(scores, targets, patients, np.zeros(240), layout) for scores in both]
+        references = [Reference(one, choose_threshold(one, study.evaluation.threshold)) for one in counts]
+        pair = Pair.of(both[0], both[1], targets, patients, layout)
+        joint = pair.joint((references[0].thresholds.position, references[1].thresholds.position))
+        spread, areas = pair.spread((references[0], references[1]), joint)
+        made = compare(joint, spread, Models((references[0], references[1]), areas))
+        found.append(comparison_json(made, ("federated", name), "all", study))
+    correct(found)
+    return found
+
+
 def results(
     *,
     sites: int = 5,
@@ -269,6 +293,7 @@ def results(
         "task": "binary",
         "arms": made,
         "differences": differences(made, dealt) if "federated" in made else [],
+        "comparisons": comparisons(made, dealt, study) if "federated" in made else [],
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Holm's correction: by hand, and its promise."""
+"""Holm's and Benjamini and Hochberg's corrections: by hand, against statsmodels, and what they promise."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.metrics.many import holm
+from statsmodels.stats.multitest import multipletests
+
+from common.metrics.many import benjamini_hochberg, holm
 
 
 def test_by_hand() -> None:
@@ -35,3 +37,12 @@ def test_one_false_call_among_many_is_as_rare_as_promised() -> None:
 def test_what_is_no_probability_is_refused(wrong: list[float]) -> None:
     with pytest.raises(ValueError, match="p-values must be"):
         holm(wrong)
+    with pytest.raises(ValueError, match="p-values must be"):
+        benjamini_hochberg(wrong)
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=40))
+def test_as_statsmodels_corrects(p_values: list[float]) -> None:
+    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1], abs=1e-12)
+    assert benjamini_hochberg(p_values) == pytest.approx(multipletests(p_values, method="fdr_bh")[1], abs=1e-12)
+    assert all(b <= h + 1e-12 for b, h in zip(benjamini_hochberg(p_values), holm(p_values), strict=True))
