@@ -44,7 +44,7 @@ from common.models import build
 from common.noise_shares import shares_of
 from common.randomness import seed_for
 from common.study import Study
-from common.weights import Weights, all_finite, digest, restore, state_of, trainable_names
+from common.weights import Weights, all_finite, changing_names, digest, restore, state_of, trainable_names
 
 logger = logging.getLogger("fedward.client")
 
@@ -169,7 +169,8 @@ def train(
         seconds = time.perf_counter() - started
         if study.counts_kept:
             fit, seconds = replace(fit, examples=1, loss=None), 0.0
-    state: Weights = state_of(model, copy=False)  # encoded before the model changes
+    whole = state_of(model, copy=False)  # encoded before the model changes
+    state: Weights = {name: whole[name] for name in changing_names(model)}
     if task.summed is not None:
         state = _summable(state, request, trainable_names(model), task.summed.clip)
     if task.compression == "none":
@@ -180,11 +181,11 @@ def train(
 
 def _summable(after: Weights, request: protocol.TrainRequest, names: tuple[str, ...], clip: float) -> Weights:
     """A fit's weights as they may enter a secure sum: clipped; under ``noise: sites`` in steps, with noise."""
-    study = request.task.study
+    study, before = request.task.study, {name: request.weights[name] for name in after}
     if study.central_privacy is None:
-        return clipped(after, request.weights, names, clip)
+        return clipped(after, before, names, clip)
     shares = shares_of(study, sum(after[name].size for name in names))
-    return noised_steps(after, request.weights, names, shares)
+    return noised_steps(after, before, names, shares)
 
 
 def train_masked(request: protocol.TrainRequest, site: Site, resident: Resident, spend: Spend = free) -> protocol.Reply:

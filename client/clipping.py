@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from client.layer_gradients import Statistics, columns_of, convolved, rows_of, statistics_of
 from common.errors import ModelError
+from common.weights import trainable
 
 Losses = Callable[[Tensor, Tensor], Tensor]
 """What a model says of B images, and their targets (or masks), to each image's own loss ``(B,)``."""
@@ -52,7 +53,7 @@ class Clipping(Protocol):
     """One way to the sum."""
 
     def add(self, batch: Batch, into: Sequence[Tensor]) -> None:
-        """Add the clipped gradients of the batch's units to ``into``: one tensor for each of :func:`trainable`.
+        """Add the clipped gradients of the batch's units to ``into``: one tensor for each that is trained.
 
         A unit whose gradient is not finite adds nothing.
         """
@@ -61,11 +62,6 @@ class Clipping(Protocol):
 def choose_clipping(model: nn.Module, losses: Losses, clip: float) -> Clipping:
     """The fastest path that serves the model."""
     return (Ghost if Ghost.serves(model) else Vmapped)(model, losses, clip)
-
-
-def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that training changes, each once, in the model's order."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def factors(squares: Tensor, clip: float) -> Tensor:

@@ -31,6 +31,10 @@ class Model:
     """Numbers that training changes."""
     megabytes: float
     """10^6 bytes of all that travels: parameters and the layers' running means."""
+    frozen: int = 0
+    """Numbers that come with the weights and that no training changes."""
+    megabytes_back: float = 0.0
+    """10^6 bytes of what a site sends back: all but what is frozen."""
 
 
 def model_of(study: Study) -> Model:
@@ -41,12 +45,15 @@ def model_of(study: Study) -> Model:
     import torch
 
     from common.models import BUILDERS, build
+    from common.weights import changing_names, trainable
 
     with torch.device("meta" if study.model.name in BUILDERS else "cpu"):
         model = build(study, 0)
-    tensors = model.state_dict().values()
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return Model(sum(parameter.numel() for parameter in model.parameters()), size / 1e6)
+    sizes = {name: tensor.numel() * tensor.element_size() / 1e6 for name, tensor in model.state_dict().items()}
+    back = sum(sizes[name] for name in changing_names(model))
+    trained = sum(parameter.numel() for parameter in trainable(model))
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    return Model(trained, sum(sizes.values()), whole - trained, back)
 
 
 def describe(
@@ -130,6 +137,15 @@ def _model(study: Study, policy: Policy | PolicyError) -> Iterator[tuple[str, st
         yield "Model", f"{study.model.name}; it cannot be built here: {error}"
         return
     rounds = study.federation.rounds
+    if model.frozen:
+        yield (
+            "Model",
+            f"{study.model.name} with {model.parameters:,} parameters that are trained and {model.frozen:,} that are "
+            f"frozen: these came from elsewhere ({study.model.weights}), and nothing is learnt into them. "
+            f"{_size(model.megabytes)} come in and {_size(model.megabytes_back)} go out in each of {rounds} rounds: "
+            f"{_size(model.megabytes * rounds)} in, {_size(model.megabytes_back * rounds)} out. Tests need them again.",
+        )
+        return
     yield (
         "Model",
         f"{study.model.name} with {model.parameters:,} parameters. Its weights, {_size(model.megabytes)}, come in "

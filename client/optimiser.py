@@ -14,12 +14,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from common.study import OptimiserSpec
+from common.weights import trainable
 
 
 def make_optimiser(model: nn.Module, spec: OptimiserSpec) -> Optimizer:
     """A fresh optimiser; its state does not travel (docs/decisions/0002)."""
     keep_the_compiler_out()
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = trainable(model)
     if spec.name == "sgd":
         return torch.optim.SGD(parameters, spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True)
     kind = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.clipping import Batch, Clipping, Looped, Losses, choose_clipping, trainable
+from client.clipping import Batch, Clipping, Looped, Losses, choose_clipping
 from client.objective import outline_losses
 from client.optimiser import make_optimiser, step
 from client.training import Fit, batch_of, device_of, layout, learning_rate, proximal_mu
@@ -28,9 +28,11 @@ from client.vault.prepared import PreparedView
 from common.accounting import Mechanism
 from common.augment import Augmenter
 from common.errors import DeviceError, ModelError
+from common.models.frozen import batch_norms, training_mode
 from common.noise import Entropy, SystemEntropy, gaussian, generator, poisson
 from common.privacy import mechanism_of, spec_of
 from common.study import Study
+from common.weights import trainable
 
 _TOGETHER = 32
 _HELD_BYTES = 1 << 30
@@ -66,7 +68,7 @@ class PrivateFit:
 
     def run(self) -> Fit:
         """Fit and leave the new weights in the model. Says of the images neither how many nor how well."""
-        self.model.train()
+        training_mode(self.model)
         anchor = [parameter.detach().clone() for parameter in self.parameters]
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         optimiser = make_optimiser(self.model, self.spec.optimiser)
@@ -161,7 +163,7 @@ def image_losses(study: Study) -> Losses:
 
 def _require_separate(model: nn.Module) -> None:
     """Raises :class:`ModelError` for a layer whose output for one image depends on the others."""
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+    if any(True for _ in batch_norms(model)):
         raise ModelError("batch norm mixes the patients of a batch; use model.norm: group")
 
 

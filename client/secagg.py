@@ -212,7 +212,8 @@ class SecureSums:
         session, peers = self._session(request.task, request.secured.attempt)
         me, group, parties = peers.alias, self._group(session, request.task, peers), session.parties
         study = request.task.study
-        layout = RowLayout.of(request.weights, with_loss=not study.counts_kept)
+        changed = {name: value for name, value in request.weights.items() if name in plain.weights}
+        layout = RowLayout.of(changed, with_loss=not study.counts_kept)
         if study.central_privacy is not None:
             row = layout.write_steps(plain.weights, sites=len(parties))
         else:

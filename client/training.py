@@ -21,8 +21,10 @@ from client.vault.prepared import PreparedView
 from common.augment import Augmenter
 from common.basis import Basis
 from common.errors import DataError, DeviceError, StudyError
+from common.models.frozen import batch_norms, training_mode
 from common.randomness import seed_for
 from common.study import ScheduleSpec, Study
+from common.weights import trainable
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class LocalFit:
         self.microbatch = self.spec.microbatch or self.spec.batch_size
         self.objective = objective_of(study, view.targets.to(self.device), basis)
         self.augment = Augmenter(study.augment)
-        self.has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        self.parameters = trainable(model)
+        self.has_batch_norm = any(True for _ in batch_norms(model))
         self.proximal_mu = proximal_mu(study)
         self.per_round = self._epochs_per_round()
         if self.has_batch_norm and len(view) < 2:
@@ -103,8 +106,8 @@ class LocalFit:
 
     def run(self) -> Fit:
         """Fit and leave the new weights in the model."""
-        self.model.train()
-        self.anchor = [p.detach().clone() for p in self.model.parameters()] if self.proximal_mu else []
+        training_mode(self.model)
+        self.anchor = [p.detach().clone() for p in self.parameters] if self.proximal_mu else []
         optimiser = make_optimiser(self.model, self.spec.optimiser)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         seen = steps = 0
@@ -198,7 +201,7 @@ class LocalFit:
         if penalty is not None:
             penalty.backward()  # type: ignore[no-untyped-call]
         if self.spec.optimiser.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.optimiser.clip_norm)
+            nn.utils.clip_grad_norm_(self.parameters, self.spec.optimiser.clip_norm)
         step(optimiser)
         return total
 
@@ -211,9 +214,9 @@ class LocalFit:
         """L1 (Tibshirani 1996) and FedProx's proximal term (Li et al. 2020, μ/2·‖w − w₀‖²)."""
         terms: list[Tensor] = []
         if self.spec.optimiser.l1:
-            terms.append(self.spec.optimiser.l1 * torch.stack([p.abs().sum() for p in self.model.parameters()]).sum())
+            terms.append(self.spec.optimiser.l1 * torch.stack([p.abs().sum() for p in self.parameters]).sum())
         if self.proximal_mu:
-            gaps = [(p - a).square().sum() for p, a in zip(self.model.parameters(), self.anchor, strict=True)]
+            gaps = [(p - a).square().sum() for p, a in zip(self.parameters, self.anchor, strict=True)]
             terms.append(0.5 * self.proximal_mu * torch.stack(gaps).sum())
         return torch.stack(terms).sum() if terms else None
 

@@ -74,7 +74,7 @@ def check_central(study: Study) -> None:
             f"central_privacy: {federation.strategy.name} looks at every site's update by itself, so that no bound on "
             f"the mean bounds one site's influence on the model; use one of {', '.join(MEANS)}"
         )
-    if study.model.norm == "batch":
+    if study.model.norm == "batch" and not study.model.frozen:  # else the model knows (``common.models.frozen``)
         raise ValueError(
             "central_privacy: batch norm's running statistics leave a site beside the update, and no noise covers "
             "them; use model.norm: group"

@@ -61,13 +61,33 @@ class AugmentSpec(Part):
 
 
 class ModelSpec(Part):
-    """A model by name; ``params`` are the model's own (``common.models``)."""
+    """A model by name; ``params`` are the model's own (``common.models``).
+
+    ``weights``: a file beside the study, at the side that starts the federation, whose numbers training begins with.
+    ``frozen``: layers of it that no site trains and no round changes, by the beginnings of their names, up to a dot
+    (``[conv1, bn1, layer1]``); their norm layers and dropout work as in evaluation.
+    """
 
     name: str = "cnn"
     norm: Literal["none", "batch", "group"] = "group"
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     weights: Annotated[str, Field(min_length=1)] | None = None
+    frozen: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
     params: Parameters = Field(default_factory=FrozenDict)
+
+    @field_validator("frozen")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """In one order: what two studies freeze alike is written alike."""
+        return tuple(sorted(set(value)))
+
+    @model_validator(mode="after")
+    def _frozen_has_weights(self) -> Self:
+        if self.frozen and self.weights is None:
+            raise ValueError(
+                "frozen needs weights: the file that these layers come from; drawn at random they know nothing"
+            )
+        return self
 
 
 class OptimiserSpec(Part):
@@ -135,7 +155,7 @@ STRATEGIES = (
     "fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "qfedavg",
     "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan",
 )  # fmt: skip
-MODELS = ("cnn", "resnet18", "resnet50", "densenet121", "unet")
+MODELS = ("cnn", "resnet18", "resnet50", "densenet121", "unet", "vit", "cnn_rnn")
 
 
 class StrategySpec(Part):

@@ -50,7 +50,7 @@ def check_privacy(study: Study) -> None:
     privacy, training, federation = study.privacy, study.training, study.federation
     if privacy is None:
         return
-    if study.model.norm == "batch":
+    if study.model.norm == "batch" and not study.model.frozen:  # else the model knows (``common.models.frozen``)
         raise ValueError("privacy: batch norm mixes the patients of a batch; use model.norm: group")
     if training.local_steps is None:
         raise ValueError(

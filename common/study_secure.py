@@ -93,7 +93,7 @@ def check_secure(study: Study) -> None:
         raise ValueError(
             "federation.secure_aggregation: masked numbers cannot be compressed; use federation.compression: none"
         )
-    if study.model.norm == "batch":
+    if study.model.norm == "batch" and not study.model.frozen:  # else the model knows (``common.models.frozen``)
         raise ValueError(
             "federation.secure_aggregation: batch norm counts batches, which tells each site's size and is no sum; use "
             "model.norm: group"

@@ -89,6 +89,32 @@ def trainable_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad)
 
 
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training changes, each once, in the model's order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def frozen_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that have parameters and train none of them, each by its name; what is inside one is among them."""
+    return {
+        name: module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if any(True for _ in module.parameters()) and not any(one.requires_grad for one in module.parameters())
+    }
+
+
+def changing_names(model: nn.Module) -> tuple[str, ...]:
+    """Names in the state dict that a fit may change, in order: what is trained, and buffers of what is not frozen.
+
+    Only these come back from a site; the rest is what it was sent.
+    """
+    trained, frozen = set(trainable_names(model)), tuple(f"{name}." for name in frozen_modules(model) if name)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return tuple(
+        name for name in model.state_dict() if name in trained or not (name in parameters or name.startswith(frozen))
+    )
+
+
 def digest(weights: Weights) -> str:
     """SHA-256, hexadecimal, over names, types, shapes and bytes; the mapping's order does not count."""
     names = sorted(weights)

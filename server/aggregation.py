@@ -35,17 +35,21 @@ _MOMENTS = ("m_t", "v_t", "momentum_vector")
 
 @dataclass(frozen=True)
 class Layout:
-    """Which of a model's tensors the server's optimiser moves, which are only averaged, which are counters."""
+    """Which of a model's tensors the server's optimiser moves, which are only averaged, which are counters.
+
+    All others are frozen: the next round has them as they were.
+    """
 
     parameters: frozenset[str]
     buffers: frozenset[str]
     counters: frozenset[str]
 
     @classmethod
-    def of(cls, weights: Weights, trainable: Sequence[str]) -> Layout:
-        parameters = frozenset(trainable)
-        counters = frozenset(name for name, value in weights.items() if value.dtype.kind in "iub")
-        return cls(parameters, frozenset(weights) - parameters - counters, counters)
+    def of(cls, weights: Weights, trainable: Sequence[str], changing: Sequence[str] | None = None) -> Layout:
+        """``changing``: names that a fit may change, the trainable ones among them; by default all."""
+        parameters, moving = frozenset(trainable), frozenset(weights if changing is None else changing)
+        counters = frozenset(name for name in moving if weights[name].dtype.kind in "iub")
+        return cls(parameters, moving - parameters - counters, counters)
 
 
 class Aggregator(ABC):
@@ -101,7 +105,8 @@ class MeanAggregator(Aggregator):
 
     def begin(self, round_: int, weights: Weights) -> None:
         self._round, self._sent = round_, weights
-        floats = {name: weights[name] for name in weights if name not in self.layout.counters}
+        summed = self.layout.parameters | self.layout.buffers
+        floats = {name: weights[name] for name in weights if name in summed}
         self._sum = FixedPointSum(floats)
         self._counted: dict[str, NDArray[Any]] = {}
 
@@ -307,8 +312,9 @@ def _restore(strategy: flower.Strategy, state: dict[str, NDArray[Any]]) -> None:
         setattr(strategy, key, list(part.values()) if key == "momentum_vector" else part)
 
 
-def _in_order(weights: Weights, template: Weights) -> Weights:
-    return {name: weights[name] for name in template}
+def _in_order(weights: Weights, sent: Weights) -> Weights:
+    """In the model's order, what is frozen as it was sent."""
+    return {name: weights.get(name, sent[name]) for name in sent}
 
 
 def _as_reply(arrays: Weights, examples: int, loss: float) -> Message:

@@ -35,7 +35,7 @@ from common.models import build_initial
 from common.noise_shares import shares_of
 from common.randomness import seed_for
 from common.study import Study
-from common.weights import Weights, state_of, trainable_names
+from common.weights import Weights, changing_names, state_of, trainable_names
 from server.aggregation import Aggregator, Layout, build_aggregator
 from server.asking import DECLINED, Answer, Link, ask
 from server.central import NoisedMean
@@ -130,16 +130,17 @@ class Arm:
         if loaded is not None:
             link.events.emit("weights-loaded", arm=work.arm, repeat=work.repeat, report=str(loaded))
         self._template = state_of(model)
-        self._trainable = trainable_names(model)
+        self._trainable, changing = trainable_names(model), changing_names(model)
+        self._changing = {name: self._template[name] for name in changing}
         central = self._central(model)
         self._aggregator: Aggregator = build_aggregator(
-            self.study, Layout.of(self._template, self._trainable), sites=len(work.sites), central=central
+            self.study, Layout.of(self._template, self._trainable, changing), sites=len(work.sites), central=central
         )
         self._checks = ReplyChecks(
             self.study.federation, self._trainable, private=self.study.counts_kept, clipped=central is not None
         )
         self._sums = secure_sum(
-            link, work.task(0), work.sites, self._template, work.quorum, self._deadline_s, work.checkpoint
+            link, work.task(0), work.sites, self._changing, work.quorum, self._deadline_s, work.checkpoint
         )
         self._standing = Standing(self.study.federation.set_aside_after)
         self.progress = Progress(weights=self._template)
@@ -152,7 +153,7 @@ class Arm:
         if not self.work.central:
             return None
         check_sites(self.study, len(self.work.sites))
-        changing = [name for name, _ in model.named_buffers() if name in self._template]
+        changing = [name for name, _ in model.named_buffers() if name in self._changing]
         if changing:
             raise ModelError(
                 f"central_privacy: {', '.join(changing[:_LISTED])} may change in training without being parameters, "
@@ -370,12 +371,26 @@ class Arm:
         }
 
     def _plain(self, round_: int, sent: Weights, reply: protocol.Reply | None) -> protocol.TrainReply | None:
-        """A fit's weights, however the study has them sent; ``None``: no fit. Raises :class:`ReplyRefused`."""
+        """A fit's weights in full, however the study has them sent; ``None``: no fit. Raises :class:`ReplyRefused`.
+
+        What the study freezes does not come back: it is what was sent.
+        """
         compression = self.work.task(round_).compression
+        weights: Weights
         if isinstance(reply, protocol.UpdateReply) and compression != "none":
-            weights = decompress(compression, reply.update, sent, self._trainable)
-            return protocol.TrainReply(reply.site, reply.round, weights, reply.examples, reply.loss, reply.seconds)
-        return reply if isinstance(reply, protocol.TrainReply) and compression == "none" else None
+            changed = {name: sent[name] for name in self._changing}
+            weights = decompress(compression, reply.update, changed, self._trainable)
+        elif isinstance(reply, protocol.TrainReply) and compression == "none":
+            weights = reply.weights
+        else:
+            return None
+        frozen = {name: value for name, value in sent.items() if name not in self._changing}
+        given = next((name for name in frozen if name in weights), None)
+        if given is not None:
+            raise ReplyRefused(f"its weights hold {given}, which the study freezes; the site must build the same study")
+        return protocol.TrainReply(
+            reply.site, reply.round, {**frozen, **weights}, reply.examples, reply.loss, reply.seconds
+        )
 
     def _require_quorum(self, round_: int, accepted: int, record: dict[str, Any], field_: str) -> None:
         """Raises :class:`QuorumError` naming the sites whose ``field_`` ("status", "evaluation") is not "ok"."""

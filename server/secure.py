@@ -102,6 +102,8 @@ class SecureSum:
     link: Link
     task: protocol.Task
     """Of the arm; its round is filled in."""
+    changing: frozenset[str]
+    """What of the weights a fit may change: this is summed."""
     quorum: int
     deadline_s: float
     releases: Releases
@@ -153,7 +155,8 @@ class SecureSum:
         parties = tuple(sorted(envelopes))
         anchored = replace(task, anchors=self.link.all_anchors)
         request = protocol.TrainRequest(anchored, sent, secure.Secured(attempt, envelopes))
-        layout = RowLayout.of(sent, with_loss=not task.study.counts_kept)
+        changed = {name: value for name, value in sent.items() if name in self.changing}
+        layout = RowLayout.of(changed, with_loss=not task.study.counts_kept)
         total, survivors = self._rows(request, layout, {site: sites[site] for site in parties}, least)
         self._require(len(survivors), least, "masked updates")
         if not group.connected(survivors):
@@ -320,7 +323,10 @@ def secure_sum(
     deadline_s: float,
     checkpoint: Path | None,
 ) -> SecureSum | None:
-    """How an arm sums under masks; ``None`` where its study does not. Raises as :func:`check_sites`."""
+    """How an arm sums under masks; ``None`` where its study does not.
+
+    ``template``: what of the model a fit may change. Raises as :func:`check_sites`.
+    """
     if task.summed is None:
         return None
     roster = link.roster()
@@ -331,7 +337,7 @@ def secure_sum(
         )
     check_sites(task.study, template, sites=len(sites), roster=len(roster.keys))
     path = None if checkpoint is None else checkpoint.with_name(RELEASE)
-    return SecureSum(link, task, quorum, deadline_s, Releases(path))
+    return SecureSum(link, task, frozenset(template), quorum, deadline_s, Releases(path))
 
 
 T = TypeVar("T")

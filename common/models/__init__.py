@@ -18,12 +18,16 @@ from torch import Tensor, nn
 
 from common.errors import ModelError
 from common.models.cnn import build_cnn
+from common.models.cnn_rnn import build_cnn_rnn
 from common.models.densenet import build_densenet121
+from common.models.frozen import check_norms, freeze
 from common.models.pretrained import LoadReport, load_weights
 from common.models.resnet import build_resnet18, build_resnet50
 from common.models.unet import build_unet
+from common.models.vit import build_vit
 from common.randomness import seed_for
 from common.study import Study
+from common.weights import changing_names
 
 __all__ = ["LoadReport", "build", "build_initial", "load_weights"]
 
@@ -36,26 +40,30 @@ BUILDERS: Mapping[str, Callable[[Study], nn.Module]] = {
     "resnet50": build_resnet50,
     "densenet121": build_densenet121,
     "unet": build_unet,
+    "vit": build_vit,
+    "cnn_rnn": build_cnn_rnn,
 }
 
 
 def build(study: Study, seed: int) -> nn.Module:
-    """The study's model on the CPU, in training mode, with fresh weights.
+    """The study's model on the CPU, in training mode, with fresh weights; ``study.model.frozen`` is out of training.
 
     Torch's global random state is as before afterwards. ``study.model.weights`` is
     *not* read here: a hospital builds the model too, receives its weights from the
     coordinator, and must not open a path that a study names. The side that starts a
     federation calls :func:`build_initial`.
 
-    Raises :class:`ModelError` for parameters the model does not know or cannot use.
+    Raises :class:`ModelError` for parameters the model does not know or cannot use, and for layers that are to be
+    frozen and are not there.
     """
     name = study.model.name
     with _RANDOM_STATE, torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also reseed every CUDA device, which the fork above does not restore.
         torch.default_generator.manual_seed(seed_for(seed, "initial weights"))
-        if name in BUILDERS:
-            return BUILDERS[name](study)
-        return _installed(study, name)
+        model = BUILDERS[name](study) if name in BUILDERS else _installed(study, name)
+    freeze(model, study.model.frozen)
+    check_norms(model, study)
+    return model
 
 
 def build_initial(study: Study, seed: int, base: Path) -> tuple[nn.Module, LoadReport | None]:
@@ -66,7 +74,14 @@ def build_initial(study: Study, seed: int, base: Path) -> tuple[nn.Module, LoadR
     model = build(study, seed)
     if study.model.weights is None:
         return model, None
-    return model, load_weights(model, base / study.model.weights)
+    report = load_weights(model, base / study.model.weights)
+    fresh = [name for name in report.skipped if name not in changing_names(model)]
+    if fresh:
+        raise ModelError(
+            f"model.frozen: {fresh[0]} would stay as it was drawn, for the file has another number of classes; "
+            "leave the last layer out of model.frozen"
+        )
+    return model, report
 
 
 def _installed(study: Study, name: str) -> nn.Module:

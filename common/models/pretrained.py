@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from common.errors import ModelError
 
 _SHOWN = 4
-_LEGACY_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\..+)$")
+_OTHER_NAMES = (
+    (re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\..+)$"), r"\1\2"),  # DenseNet before torch 0.4
+    (re.compile(r"^(.*\.mlp)\.linear_1\.(.+)$"), r"\1.0.\2"),  # torchvision's transformers before 0.14
+    (re.compile(r"^(.*\.mlp)\.linear_2\.(.+)$"), r"\1.3.\2"),
+    (re.compile(r"^(.*\.self_attention\.in_proj)_(weight|bias)$"), r"\1.\2"),  # see vit.py
+)
+"""What files call by names that are not the model's."""
 _COUNTER = "num_batches_tracked"
 
 
@@ -54,7 +60,7 @@ def load_weights(model: nn.Module, path: Path) -> LoadReport:
 def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> LoadReport:
     """:func:`load_weights` for tensors already read; ``where`` names their file in errors."""
     own = model.state_dict()
-    given = _renamed(weights)
+    given = _renamed(weights, own)
     head = _head(model)
     skipped = tuple(
         name for name in head if name in given and name in own and given[name].shape[:1] != own[name].shape[:1]
@@ -113,10 +119,13 @@ def _read(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without ``DataParallel``'s prefix; DenseNet's ``norm.1`` of before torch 0.4 as ``norm1``."""
+def _renamed(weights: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """By the model's names: without ``DataParallel``'s prefix, and as :data:`_OTHER_NAMES` says."""
     prefix = "module." if all(name.startswith("module.") for name in weights) else ""
-    return {_LEGACY_DENSENET.sub(r"\1\2", name.removeprefix(prefix)): tensor for name, tensor in weights.items()}
+    given = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    for pattern, name in _OTHER_NAMES:
+        given = {old if old in own else pattern.sub(name, old): tensor for old, tensor in given.items()}
+    return given
 
 
 def _head(model: nn.Module) -> tuple[str, ...]:

@@ -3,6 +3,9 @@
 Names of parameters, their shapes and the function computed are torchvision's (tested), so its published weights
 load. The definition is our own because torchvision adds residuals in place, which per-sample gradients do not
 survive, and because importing it more than doubles the time of importing torch.
+
+``params``: ``attention: se`` weighs the channels of each block before its residual (SE-ResNet, Hu et al. 2018,
+arXiv:1709.01507); default ``none``.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.models.attention import SqueezeExcitation
 from common.models.norms import norm_layer, require_norm
-from common.models.params import check_keys
+from common.models.params import check_keys, text
 from common.study import Study
 
-NormMaker = Callable[[int], nn.Module]
+Maker = Callable[[int], nn.Module]
+"""Channels -> a layer that keeps ``(B, channels, H, W)``."""
 
 
 class BasicBlock(nn.Module):
@@ -25,17 +30,20 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, channels: int, width: int, stride: int, shortcut: nn.Module | None, norm: NormMaker) -> None:
+    def __init__(
+        self, channels: int, width: int, stride: int, shortcut: nn.Module | None, norm: Maker, attention: Maker
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
         self.bn1 = norm(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = norm(width)
+        self.attention = attention(width * self.expansion)
         self.downsample = shortcut
 
     def forward(self, images: Tensor) -> Tensor:
         out = functional.relu(self.bn1(self.conv1(images)))
-        out = self.bn2(self.conv2(out))
+        out = self.attention(self.bn2(self.conv2(out)))
         return functional.relu(out + (images if self.downsample is None else self.downsample(images)))
 
 
@@ -44,7 +52,9 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, channels: int, width: int, stride: int, shortcut: nn.Module | None, norm: NormMaker) -> None:
+    def __init__(
+        self, channels: int, width: int, stride: int, shortcut: nn.Module | None, norm: Maker, attention: Maker
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
         self.bn1 = norm(width)
@@ -52,12 +62,13 @@ class Bottleneck(nn.Module):
         self.bn2 = norm(width)
         self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
         self.bn3 = norm(width * self.expansion)
+        self.attention = attention(width * self.expansion)
         self.downsample = shortcut
 
     def forward(self, images: Tensor) -> Tensor:
         out = functional.relu(self.bn1(self.conv1(images)))
         out = functional.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
+        out = self.attention(self.bn3(self.conv3(out)))
         return functional.relu(out + (images if self.downsample is None else self.downsample(images)))
 
 
@@ -70,17 +81,18 @@ class ResNet(nn.Module):
         blocks: tuple[int, int, int, int],
         channels: int,
         outputs: int,
-        norm: NormMaker,
+        norm: Maker,
+        attention: Maker,
         dropout: float,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm(64)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = _stage(block, 64, 64, blocks[0], 1, norm)
-        self.layer2 = _stage(block, 64 * block.expansion, 128, blocks[1], 2, norm)
-        self.layer3 = _stage(block, 128 * block.expansion, 256, blocks[2], 2, norm)
-        self.layer4 = _stage(block, 256 * block.expansion, 512, blocks[3], 2, norm)
+        self.layer1 = _stage(block, 64, 64, blocks[0], 1, norm, attention)
+        self.layer2 = _stage(block, 64 * block.expansion, 128, blocks[1], 2, norm, attention)
+        self.layer3 = _stage(block, 128 * block.expansion, 256, blocks[2], 2, norm, attention)
+        self.layer4 = _stage(block, 256 * block.expansion, 512, blocks[3], 2, norm, attention)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(512 * block.expansion, outputs)
         for module in self.modules():
@@ -96,22 +108,35 @@ class ResNet(nn.Module):
 
 
 def _stage(
-    block: type[BasicBlock] | type[Bottleneck], channels: int, width: int, count: int, stride: int, norm: NormMaker
+    block: type[BasicBlock] | type[Bottleneck],
+    channels: int,
+    width: int,
+    count: int,
+    stride: int,
+    norm: Maker,
+    attention: Maker,
 ) -> nn.Sequential:
     after = width * block.expansion
     shortcut: nn.Module | None = None
     if stride != 1 or channels != after:
         shortcut = nn.Sequential(nn.Conv2d(channels, after, 1, stride=stride, bias=False), norm(after))
-    first = block(channels, width, stride, shortcut, norm)
-    return nn.Sequential(first, *(block(after, width, 1, None, norm) for _ in range(count - 1)))
+    first = block(channels, width, stride, shortcut, norm, attention)
+    return nn.Sequential(first, *(block(after, width, 1, None, norm, attention) for _ in range(count - 1)))
 
 
 def _build(study: Study, block: type[BasicBlock] | type[Bottleneck], blocks: tuple[int, int, int, int]) -> ResNet:
     spec = study.model
-    check_keys(spec, ())
+    check_keys(spec, ("attention",))
     require_norm(spec.norm, spec.name)
+    attend = text(spec, "attention", ("none", "se")) == "se"
     return ResNet(
-        block, blocks, study.image.channels, study.outputs, lambda width: norm_layer(spec.norm, width), spec.dropout
+        block,
+        blocks,
+        study.image.channels,
+        study.outputs,
+        lambda width: norm_layer(spec.norm, width),
+        SqueezeExcitation if attend else lambda width: nn.Identity(),
+        spec.dropout,
     )
 
 

@@ -90,7 +90,7 @@ def measure(sites: int, numbers: int) -> dict[str, Any]:
             grid = Timed(sums, trained, absent)
             link = Link(grid, EventLog(), roster=lambda: roster)
             begun = time.process_time()
-            total = SecureSum(link, protocol.Task(study()), sites - bool(absent), 60.0, Asked(None))
+            total = SecureSum(link, protocol.Task(study()), frozenset(sent), sites - bool(absent), 60.0, Asked(None))
             summed = total.collect(1, sent, grid.sites)
             cpu = time.process_time() - begun
         assert len(summed.survivors) == sites - bool(absent)

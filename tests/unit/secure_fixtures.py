@@ -99,7 +99,7 @@ class Coordinator:
         self.grid = fed.Scripted(sites.names, sites.script)
         roster = SignedRoster(b"", ROSTER, sites.keys)
         self.link = Link(self.grid, self.events.log, self.time.clock, self.time.sleep, roster=lambda: roster)
-        self.sum = SecureSum(self.link, protocol.Task(made), quorum, 60.0, Asked(path))
+        self.sum = SecureSum(self.link, protocol.Task(made), frozenset(SENT), quorum, 60.0, Asked(path))
 
     def collect(self, round_: int = 1, sent: Weights = SENT) -> Any:
         return self.sum.collect(round_, sent, self.grid.sites)

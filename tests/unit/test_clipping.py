@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from client import layer_gradients
-from client.clipping import MARGIN, Batch, Ghost, Looped, Vmapped, choose_clipping, trainable
+from client.clipping import MARGIN, Batch, Ghost, Looped, Vmapped, choose_clipping
 from common.errors import ModelError
 from common.models import build
+from common.weights import trainable
 from tests.unit import federation as fed
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -72,6 +73,37 @@ def test_every_path_gives_the_sum_of_one_patient_at_a_time(name: str, unit: list
     if name.startswith("cnn"):
         torch.testing.assert_close(total(Vmapped(net, losses, clip), made), expected, rtol=0.0, atol=1e-10)
     assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
+
+
+NEWER: dict[str, tuple[type, dict[str, Any]]] = {
+    "vit": (Vmapped, {"model.name": "vit", "model.params": {"dim": 8, "depth": 2, "heads": 2, "mlp": 12}}),
+    "rows": (Vmapped, {"model.name": "cnn_rnn", "model.params": {"filters": [4, 4], "state": 5}}),
+    "series": (
+        Vmapped,
+        {
+            "model.name": "cnn_rnn",
+            "model.params": {"filters": [4, 4], "state": 5, "sequence": "channels"},
+            "image.channels": 3,
+        },
+    ),
+    "attention": (Ghost, {"model.params": {"filters": [4, 8], "hidden": [8], "attention": "se"}}),
+}
+
+
+@pytest.mark.parametrize("name", NEWER)
+@pytest.mark.parametrize("clip", [0.01, 1e9])
+def test_transformers_series_and_attention_have_gradients_of_each_patient(name: str, clip: float) -> None:
+    path, change = NEWER[name]
+    net = build(fed.study(**{"model.norm": "group", **change}), 3).double().train()
+    with torch.no_grad():  # a fresh transformer's last layer is zero, and hides all before it
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    made = batch([0, 2, 1, 0, 2], channels=3 if name == "series" else 1)
+    chosen = choose_clipping(net, losses, clip)
+    assert type(chosen) is path
+    expected = total(Looped(net, losses, clip, piece=2), made)
+    assert expected.norm() > 1e-3
+    torch.testing.assert_close(total(chosen, made), expected, rtol=0.0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["cnn", "cnn, 5 × 5, three channels"])

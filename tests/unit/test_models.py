@@ -16,12 +16,15 @@ from torch import Tensor, nn
 import common.models
 from common.errors import ModelError
 from common.models import BUILDERS, build
+from common.models.attention import SqueezeExcitation
 from common.models.cnn import build_cnn
+from common.models.cnn_rnn import GRU
 from common.models.norms import groups_for, norm_layer
+from common.models.pretrained import fit_weights
+from common.models.vit import SelfAttention
+from common.randomness import seed_for
 from common.study import MODELS, SEGMENTERS, Study
 from common.weights import digest, state_of
-
-SMALL = {"resnet18": 32, "resnet50": 32, "densenet121": 32, "cnn": 32}
 
 
 def study(name: str = "cnn", **changes: Any) -> Study:
@@ -31,7 +34,7 @@ def study(name: str = "cnn", **changes: Any) -> Study:
             "name": "models",
             "task": "segmentation" if outlines else "multiclass",
             "classes": ["a"] if outlines else ["a", "b", "c"],
-            "image": {"size": SMALL.get(name, 32), "channels": 1},
+            "image": {"size": 32, "channels": 1},
             "model": {"name": name if name in MODELS else "cnn"},
         }
     )
@@ -70,7 +73,7 @@ def test_binary_task_has_one_logit() -> None:
     assert build(spec, 1)(images(spec)).shape == (2, 1)
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet18"])
+@pytest.mark.parametrize("name", ["cnn", "resnet18", "vit", "cnn_rnn"])
 def test_weights_depend_on_seed_and_model_only(name: str) -> None:
     spec = study(name)
     torch.rand(17)
@@ -140,7 +143,7 @@ def test_dropout_is_quiet_in_evaluation() -> None:
     ("changes", "message"),
     [
         ({"model.params": {"fliters": [8]}}, r"model\.params\.fliters: unknown key for cnn; did you mean 'filters'\?"),
-        ({"model.params": {"zzz": 1}}, "known here: filters, pool_every, hidden, kernel"),
+        ({"model.params": {"zzz": 1}}, "known here: filters, pool_every, kernel, attention, hidden"),
         ({"model.params": {"filters": []}}, "list of 1 to 16 integers"),
         ({"model.params": {"filters": 8}}, r"model\.params\.filters: must be a list .*, got 8"),
         ({"model.params": {"filters": [8, 0]}}, "integers from 1 to 4096"),
@@ -159,6 +162,169 @@ def test_cnn_refuses_what_it_cannot_build(changes: dict[str, Any], message: str)
 def test_smallest_image_of_the_default_cnn() -> None:
     spec = study(**{"image.size": 16})
     assert build(spec, 1)(images(spec)).shape == (2, 3)
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("cnn", 4), ("resnet18", 8), ("resnet50", 16), ("cnn_rnn", 4)])
+def test_channel_attention_stands_in_every_block_and_weighs_channels(name: str, blocks: int) -> None:
+    model = build(study(name, **{"model.params": {"attention": "se"}}), 1)
+    found = [module for module in model.modules() if isinstance(module, SqueezeExcitation)]
+    assert len(found) == blocks
+    one = found[0]
+    maps = torch.rand(2, one.excite.out_features, 5, 5) + 0.5
+    gates = one(maps).detach() / maps
+    assert torch.allclose(gates, gates[:, :, :1, :1].expand_as(gates), atol=1e-6), "one number a channel"
+    assert 0.0 < float(gates.min()) < float(gates.max()) < 1.0
+    assert not torch.allclose(gates[0], gates[1]), "of each image's own"
+
+
+def test_attention_is_a_word_that_is_known() -> None:
+    with pytest.raises(ModelError, match=r"model\.params\.attention: must be one of none, se, got 'cbam'"):
+        build(study("resnet18", **{"model.params": {"attention": "cbam"}}), 1)
+
+
+# --- the cnn with a recurrent layer ----------------------------------------------------------------------------------
+
+
+def test_the_recurrent_layer_is_torch_s_gru() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(3)
+        theirs = nn.GRU(7, 5, batch_first=True)
+        torch.default_generator.manual_seed(3)
+        ours = GRU(7, 5)
+    assert digest(state_of(ours)) == digest(state_of(theirs))
+    steps = torch.rand(2, 6, 7, generator=torch.Generator().manual_seed(1)) - 0.5
+    torch.testing.assert_close(ours(steps), theirs(steps)[0], rtol=1e-6, atol=1e-7)
+    ours(steps).square().sum().backward()
+    theirs(steps)[0].square().sum().backward()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-6)
+
+
+SERIES = {"image.channels": 3, "model.params": {"sequence": "channels"}}
+
+
+def test_a_series_gives_each_picture_to_the_same_convolutions_in_order() -> None:
+    spec = study("cnn_rnn", **SERIES)
+    model = build(spec, 1).eval()
+    assert model.get_parameter("features.conv1.weight").shape[1] == 1
+    batch = images(spec)
+    batch[:, 1] = batch[:, 0]
+    logits, swapped, reversed_ = (model(batch[:, order]) for order in ([0, 1, 2], [1, 0, 2], [2, 1, 0]))
+    assert torch.equal(logits, swapped), "two pictures that are alike"
+    assert not torch.allclose(logits, reversed_, atol=1e-6), "the order of a series has a meaning"
+
+
+def test_rows_are_read_from_head_to_foot() -> None:
+    spec = study("cnn_rnn", **{"image.size": 64})
+    model = build(spec, 1).eval()
+    assert model.get_parameter("rnn.weight_ih_l0").shape == (3 * 64, 64 * 4), "a row of 4 positions, 64 channels each"
+    seen: list[Tensor] = []
+    model.get_submodule("rnn").register_forward_hook(lambda module, given, output: seen.append(given[0]))
+    maps = model.get_submodule("features")(images(spec))
+    model(images(spec))
+    assert torch.equal(seen[0][:, 1].reshape(2, 64, 4), maps[:, :, 1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.params": {"sequence": "channels"}}, "reads a series, and image.channels is 1"),
+        ({"model.params": {"sequence": "slices"}}, "must be one of rows, channels, got 'slices'"),
+        ({"model.params": {"hidden": [8]}}, "unknown key for cnn_rnn"),
+        ({"image.size": 15}, "15 is too small for cnn_rnn with 4 poolings"),
+    ],
+)
+def test_cnn_rnn_refuses_what_it_cannot_build(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        build(study("cnn_rnn", **changes), 1)
+
+
+# --- the vision transformer ------------------------------------------------------------------------------------------
+
+VIT = {"image.channels": 3, "model.params": {"dim": 48, "depth": 2, "heads": 4, "mlp": 80}}
+
+
+def torchvision_vit(seed: int | None = None) -> nn.Module:
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_for(11, "initial weights") if seed is None else seed)
+        return VisionTransformer(32, 8, 2, 4, 48, 80, num_classes=3)
+
+
+def test_fresh_transformer_is_torchvision_s_to_the_bit() -> None:
+    for (key, mine), other in zip(
+        build(study("vit", **VIT), 11).state_dict().items(), torchvision_vit().state_dict().values(), strict=True
+    ):
+        assert torch.equal(mine, other), key
+
+
+def test_torchvision_s_transformer_loads_and_gives_the_same_logits_and_gradients() -> None:
+    theirs, ours = torchvision_vit(), build(study("vit", **VIT), 1)
+    draw = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+    report = fit_weights(ours, theirs.state_dict(), "file")
+    assert len(report.loaded) == len(theirs.state_dict())
+    batch = images(study("vit", **VIT), 3)
+    torch.testing.assert_close(ours(batch), theirs(batch), rtol=1e-5, atol=1e-6)
+    for model in (ours, theirs):
+        model(batch).square().sum().backward()
+    for (key, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-5, msg=key)
+
+
+def test_names_of_older_transformer_files_load() -> None:
+    theirs, ours = torchvision_vit(4), build(study("vit", **VIT), 1)
+    old = {
+        name.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): tensor
+        for name, tensor in theirs.state_dict().items()
+    }
+    assert any("linear_2" in name for name in old)
+    fit_weights(ours, old, "file")
+    assert torch.equal(
+        ours.get_parameter("encoder.layers.encoder_layer_1.mlp.3.weight"),
+        theirs.get_parameter("encoder.layers.encoder_layer_1.mlp.3.weight"),
+    )
+
+
+def test_attention_weights_can_be_had_and_sum_to_one() -> None:
+    model = build(study("vit", **VIT), 1)
+    layer = model.get_submodule("encoder.layers.encoder_layer_0.self_attention")
+    assert isinstance(layer, SelfAttention)
+    tokens = torch.randn(2, 17, 48, generator=torch.Generator().manual_seed(2))
+    theirs = nn.MultiheadAttention(48, 4, batch_first=True)
+    renamed = {name.replace("in_proj.", "in_proj_"): value for name, value in layer.state_dict().items()}
+    theirs.load_state_dict(renamed)
+    mixed, weights = theirs(tokens, tokens, tokens, average_attn_weights=False)
+    torch.testing.assert_close(layer.weights_of(tokens), weights, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(layer(tokens), mixed, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 17))
+
+
+def test_vit_b_16_by_its_params() -> None:
+    params = {"patch": 16, "dim": 768, "depth": 12, "heads": 12}
+    with torch.device("meta"):
+        model = build(study("vit", **{"image.channels": 3, "image.size": 224, "model.params": params}), 1)
+    assert sum(p.numel() for p in model.parameters()) == 85_798_656 + 3 * 769, "torchvision's, but for the head"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.params": {"patch": 7}}, "7 does not divide image.size 32"),
+        ({"model.params": {"heads": 5}}, "5 does not divide model.params.dim 192"),
+        ({"model.params": {"patch": 4}, "image.size": 256}, "4096 patches an image are too many, at most 4095"),
+        ({"model.norm": "batch"}, "batch: vit has layer norms and no others; leave model.norm out"),
+    ],
+)
+def test_vit_refuses_what_it_cannot_build(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        build(study("vit", **changes), 1)
 
 
 # --- torchvision -----------------------------------------------------------------------------------------------------
@@ -190,8 +356,6 @@ def test_same_names_outputs_and_gradients_as_torchvision(name: str) -> None:
 def test_fresh_weights_are_drawn_as_torchvision_draws_them(name: str) -> None:
     import torchvision.models
 
-    from common.randomness import seed_for
-
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_for(11, "initial weights"))
         theirs = getattr(torchvision.models, name)(weights=None, num_classes=3)
@@ -222,7 +386,7 @@ def test_one_channel_network_has_one_input_channel() -> None:
         (
             "resnet50",
             {"model.params": {"filters": [8]}},
-            r"params\.filters: unknown key for resnet50; resnet50 takes no",
+            r"params\.filters: unknown key for resnet50; known here: attention",
         ),
         ("densenet121", {"image.size": 28}, "28 is too small for densenet121, which needs at least 29"),
     ],
