@@ -10,14 +10,13 @@ from typing import Any
 from common.metrics.many import benjamini_hochberg, holm
 from common.metrics.paired import Comparison, Contrast
 from common.study import Study
-from server.results import scored_classes
 
 Row = dict[str, Any]
 
 
 def comparison_json(found: Comparison, names: tuple[str, str], on: str, study: Study) -> Row:
     """``names``: of the first and the second; ``on``: whose test patients, ``all`` or a site's."""
-    classes = scored_classes(study)
+    classes = study.scored_classes
     asked = ["all"] if study.task == "multiclass" else classes
     return {
         "a": names[0],
