@@ -114,6 +114,8 @@ def _question(study: Study) -> str:
 def _images(study: Study, images: Mapping[str, int] | None) -> str:
     size = f"Each is brought to {study.image.size} × {study.image.size} pixels, "
     size += "grey." if study.image.channels == 1 else "in three channels."
+    if study.image.sequences:
+        size = f"{size[:-1]}: {', '.join(study.image.sequences)}."
     fold = study.data.fold
     if fold is not None:
         size += (

@@ -43,21 +43,29 @@ def prepare(pixels: NDArray[Any], study: Study) -> NDArray[np.uint8]:
 
     ``preprocess.gaussian_sigma`` is in pixels of the *model's input*, so that hospitals whose images differ in
     resolution filter the same detail. RGB becomes grey by Rec. 601 luma; grey becomes RGB by repetition; an RGB
-    image is equalised on its luma. ``fit: pad`` fills with black, ``fit: crop`` keeps the central square.
+    image is equalised on its luma. Under ``image.sequences`` the three channels are pictures of their own: each is
+    equalised by itself, and a grey image is refused. ``fit: pad`` fills with black, ``fit: crop`` keeps the central
+    square.
 
     The result never shares memory with ``pixels``. Raises :class:`DataError` for what cannot be prepared.
     """
     spec, size, channels = study.preprocess, study.image.size, study.image.channels
     picture = _ranged(_checked(pixels), spec.window)
+    if study.image.sequences and picture.ndim == 2:
+        raise DataError(
+            f"an image of one channel, where the study needs {', '.join(study.image.sequences)}; import them as one "
+            "image of shape (H, W, 3)"
+        )
+    apply = _on_each if study.image.sequences else _on_luma
     if picture.ndim == 3 and channels == 1:
         picture = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))
     if spec.gaussian_sigma > 0.0:
         picture = _smoothed(picture, spec.gaussian_sigma, spec.fit, size)
     if spec.equalise == "histogram":
-        picture = _on_luma(picture, _equalised)
+        picture = apply(picture, _equalised)
     elif spec.equalise == "clahe":
         clip, tiles = spec.clahe_clip, spec.clahe_tiles
-        picture = _on_luma(_to_8_bits(picture), lambda grey: _clahe(grey, clip, tiles))
+        picture = apply(_to_8_bits(picture), lambda grey: _clahe(grey, clip, tiles))
     picture = _to_8_bits(_fitted(picture, spec.fit, size, resized))
     result = np.empty((channels, size, size), dtype=np.uint8)
     result[:] = picture if picture.ndim == 2 else picture.transpose(2, 0, 1)
@@ -171,6 +179,12 @@ def _on_luma(picture: Picture, change: Any) -> Picture:
     split = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2YCrCb))
     split[..., 0] = change(np.ascontiguousarray(split[..., 0]))
     return np.asarray(cv2.cvtColor(split, cv2.COLOR_YCrCb2RGB))
+
+
+def _on_each(picture: Picture, change: Any) -> Picture:
+    """Apply ``change`` to each channel as a grey picture."""
+    changed = [change(np.ascontiguousarray(picture[..., channel])) for channel in range(picture.shape[2])]
+    return np.stack(changed, axis=-1)
 
 
 def _equalised(grey: Picture) -> Picture:

@@ -102,6 +102,7 @@ _ADDED: dict[str, Any] = {
     "data.take": {},
     "data.group_duplicates": False,
     "image.normalise": "none",
+    "image.sequences": [],
     "model.frozen": [],
     "federation.compression": "none",
     "federation.secure_aggregation": None,

@@ -20,11 +20,24 @@ class ImageSpec(Part):
 
     ``normalise: none`` leaves pixels in [0, 1]. With ``federated`` each channel has mean 0 and standard deviation 1
     over all sites' training images, as the survey measured them before round 1.
+
+    ``sequences``: three channels are not colours but these, in the order in which each image holds them, for example
+    ``[T1, T2, diffusion]``: each is preprocessed by itself, and an image of one channel is refused.
     """
 
     size: Annotated[int, Field(ge=8, le=1024)] = 64
     channels: Literal[1, 3] = 1
     normalise: Literal["none", "federated"] = "none"
+    sequences: tuple[Annotated[str, Field(min_length=1, max_length=40)], ...] = ()
+
+    @model_validator(mode="after")
+    def _one_a_channel(self) -> Self:
+        if self.sequences and (self.channels, len(self.sequences), len(set(self.sequences))) != (3, 3, 3):
+            raise ValueError(
+                "sequences names three different ones and needs channels: 3; a vault holds images of one channel or "
+                f"of three, got {len(self.sequences)} names and channels: {self.channels}"
+            )
+        return self
 
 
 class Window(Part):

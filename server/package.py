@@ -85,7 +85,7 @@ def _page(
     study: Study, summary: Mapping[str, Any], federation: str, sites: tuple[str, ...], finished: datetime
 ) -> Iterator[str]:
     """The card for people, in Markdown; after Mitchell et al. 2019, Model Cards for Model Reporting."""
-    colours = "grey" if study.image.channels == 1 else "three channels"
+    colours = ", ".join(study.image.sequences) or ("grey" if study.image.channels == 1 else "three channels")
     yield f"# {study.name}"
     yield f"\n{study.description or 'The study does not describe itself.'}\n"
     yield "## What it is\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 from common.basis import Basis
 from common.errors import DataError
 from common.html import Banner, Block, Cell, Column, Facts, Page, Paragraph, Section, Statement, Table, Tiles, write
+from common.study import Study
 from common.survey import SPLITS, ClassCounts, PixelSums
 from server.report.words import count, number, plural, signed
 from server.survey import Surveyed
@@ -168,13 +169,17 @@ def _pixels(found: Surveyed) -> list[Block]:
     return [
         Table(
             "Grey levels of the prepared training images, black 0 to white 1"
-            + ("; red, green, blue" if found.study.image.channels == 3 else ""),
+            + (f"; {_channels(found.study)}" if found.study.image.channels == 3 else ""),
             [Column("Site", numeric=_TEXT), *(Column(head) for head in heads)],
             rows,
             "Off: the site's mean less that of all sites, in standard deviations σ of all pixels"
             + ("; of the channel that is farthest off." if found.study.image.channels == 3 else "."),
         )
     ]
+
+
+def _channels(study: Study) -> str:
+    return ", ".join(study.image.sequences) or "red, green, blue"
 
 
 def _moments(sums: PixelSums) -> list[Cell]:

@@ -165,7 +165,7 @@ def view_key(study: Study) -> str:
         mode="json",
         include={
             **dict.fromkeys(("task", "classes", "data", "preprocess"), True),
-            "image": {"size", "channels"},  # normalised when read: a view's pixels stay as they are
+            "image": {"size", "channels", "sequences"},  # normalised when read: a view's pixels stay as they are
         },
     )
     return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()

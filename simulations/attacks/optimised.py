@@ -17,6 +17,7 @@ from client.private import image_losses
 from common.models import build
 from common.randomness import seed_for
 from common.study import Study
+from common.weights import trainable
 from simulations.attacks.updates import Update
 
 ITERATIONS = 500
@@ -63,7 +64,7 @@ def _descend(
 ) -> Tensor:
     draw = torch.Generator().manual_seed(seed_for(study.seed, "audit", "search"))
     images = (0.5 + 0.1 * torch.randn(shape, generator=draw)).requires_grad_()
-    parameters, losses = list(model.parameters()), image_losses(study)
+    parameters, losses = trainable(model), image_losses(study)
     wanted = functional.normalize(_flat(update), dim=0)
     optimiser = torch.optim.Adam([images], lr=rate)
     slower = {int(share * iterations) for share in _SLOWER}

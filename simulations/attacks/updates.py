@@ -14,9 +14,11 @@ from client.vault.prepared import PreparedView
 from common.accounting import Mechanism
 from common.privacy import steps_of
 from common.study import Study
+from common.weights import trainable
 
 Update = Sequence[Tensor]
-"""One tensor for each parameter, in the model's order: a gradient, undefended; what is left of one, defended."""
+"""One tensor for each parameter that is trained, in the model's order: a gradient, undefended; what is left of one,
+defended."""
 
 _SURELY = 1.0 - 1e-9
 """The step that is attacked is one for which the patients were drawn; a study names rates below 1 only."""
@@ -57,10 +59,10 @@ def _one_step(images: int) -> dict[str, Any]:
 
 
 def _difference(model: nn.Module, fit: Callable[[], object]) -> Update:
-    before = [parameter.detach().clone() for parameter in model.parameters()]
+    before = [parameter.detach().clone() for parameter in trainable(model)]
     fit()
-    found = [old - new.detach() for old, new in zip(before, model.parameters(), strict=True)]
+    found = [old - new.detach() for old, new in zip(before, trainable(model), strict=True)]
     with torch.no_grad():
-        for parameter, old in zip(model.parameters(), before, strict=True):
+        for parameter, old in zip(trainable(model), before, strict=True):
             parameter.copy_(old)
     return found

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from client.ingest import arrays, reasons
 from client.ingest.kinds import Picture, Reason, Refused, Rules
 from client.ingest.sniff import family
+from common.preprocess import prepare
+from common.study import Study
 
 RULES = Rules()
 STACK = np.random.default_rng(0).integers(0, 256, (5, 20, 16), dtype=np.uint8)
@@ -49,6 +51,21 @@ def test_images_and_labels_come_back_in_order(name: str) -> None:
     assert [picture.labels for picture in pictures] == [("3",), ("1",), ("2",), ("0",), ("1",)]
     for number, picture in enumerate(pictures):
         assert picture.number == number and np.array_equal(picture.pixels, STACK[number])
+
+
+def test_three_sequences_stacked_as_the_guide_says_reach_the_model_in_order() -> None:
+    made = Study.model_validate(
+        {
+            "name": "mri",
+            "task": "binary",
+            "classes": ["normal", "tumor"],
+            "image": {"size": 32, "channels": 3, "sequences": ["T1", "T2", "diffusion"]},
+        }
+    )
+    sequences = [np.random.default_rng(seed).integers(0, 256, (32, 32), np.uint8) for seed in range(3)]
+    (picture,) = read(npz(images=np.stack(sequences, axis=-1)))
+    assert picture.pixels.shape == (32, 32, 3)
+    assert np.array_equal(prepare(picture.pixels, made), np.stack(sequences))
 
 
 def test_labels_may_be_words_columns_truths_or_missing() -> None:

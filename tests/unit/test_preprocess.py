@@ -231,6 +231,27 @@ def test_equalising_colour_keeps_hue() -> None:
     assert got[1].std() > rgb[..., 1].std() * 2
 
 
+SEQUENCES = ["T1", "T2", "diffusion"]
+
+
+@pytest.mark.parametrize("equalise", ["none", "histogram", "clahe"])
+def test_sequences_are_pictures_of_their_own(equalise: str) -> None:
+    """Each channel comes out as it would alone, whatever the others are; three colours would share their luma."""
+    stacked = np.stack([smooth(48, 64, seed=seed) // (seed + 1) for seed in range(3)], axis=-1)
+    settings = {"equalise": equalise, "gaussian_sigma": 1.0, "fit": "pad"}
+    made = study(channels=3, **settings)
+    got = prepare(stacked, made.derive(**{"image.sequences": SEQUENCES}))
+    for channel in range(3):
+        alone = prepare(np.ascontiguousarray(stacked[..., channel]), study(**settings))
+        assert (got[channel] == alone[0]).all()
+    assert (equalise == "none") == bool((prepare(stacked, made) == got).all())
+
+
+def test_a_single_sequence_is_not_repeated_for_three() -> None:
+    with pytest.raises(DataError, match=r"one channel, where the study needs T1, T2, diffusion; .* \(H, W, 3\)"):
+        prepare(noise(8, 8), study(channels=3).derive(**{"image.sequences": SEQUENCES}))
+
+
 def test_shrinking_averages_and_enlarging_interpolates() -> None:
     pixels = noise(128, 192)
     expected = pixels.reshape(64, 2, 64, 3).mean(axis=(1, 3))

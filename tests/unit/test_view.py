@@ -229,6 +229,7 @@ def test_the_cache_returns_the_same_view_to_studies_that_differ_elsewhere(vault:
         {"classes": {"normal": ["normal"], "pneumonia": ["pneumonia", "bacteria"]}},
         {"task": "multilabel"},
         {"image": {"size": 16, "channels": 3}},
+        {"image": {"size": 16, "channels": 3, "sequences": ["T1", "T2", "diffusion"]}},
         {"preprocess": {"equalise": "clahe"}},
         {"data": {"label_column": "finding"}},
         {"data": {"uncertain": ["maybe"]}},
