@@ -12,7 +12,7 @@ from simulations.cli import read_results
 from simulations.reproduce.paper import Comparison, Ours, Printed, Published
 from simulations.reproduce.playing import Order
 
-LOSSES = ("train_loss", "val_loss")
+HISTORY = ("train_loss", "val_loss", "val_auc")
 """Metrics that stand in the history of the training, at the round whose weights were kept."""
 
 
@@ -96,7 +96,7 @@ def measured(runs: Sequence[Result], ours: Ours) -> Measured | None:
 
 def _interval(run: Result, ours: Ours) -> Interval:
     arm = run.arms[ours.arm]
-    if ours.metric in LOSSES:
+    if ours.metric in HISTORY:
         kept = [entry for entry in arm.model.history if entry.round == arm.model.kept_round]
         return Interval(getattr(kept[0], ours.metric) if kept else None)
     metrics = arm.model.test if ours.label is None else arm.model.per_class.get(ours.label, {})

@@ -16,6 +16,7 @@ from common.files import write_atomically
 from simulations.progress import choose_progress
 from simulations.reproduce import latency, stages
 from simulations.reproduce.beside import Beside, beside, results_of
+from simulations.reproduce.confounding import confounding
 from simulations.reproduce.markdown import markdown
 from simulations.reproduce.page import Found, page_of
 from simulations.reproduce.paper import Paper, load
@@ -54,6 +55,7 @@ def reproduce(
 def measure(order: Order, command: str) -> Found:
     """What the finished runs of ``order`` say."""
     results = results_of(order)
+    confounded = order.paper.confounded or ""
     timed = [name for name in order.paper.latency if name in results]
     return Found(
         order,
@@ -61,6 +63,7 @@ def measure(order: Order, command: str) -> Found:
         beside(order, results),
         stages.worths(order, results),
         [latency.measure(order.folder(name), order.seeds) for name in timed],
+        confounding(order.folder(confounded), order.seeds) if confounded in results else None,
         command,
     )
 
@@ -98,6 +101,7 @@ def _json(found: Found) -> dict[str, Any]:
         "tables": [_table_json(table) for table in found.tables],
         "stages": [worth.json() for worth in found.worths],
         "latency": [one.json() for one in found.latencies],
+        "confounding": found.confounded.json() if found.confounded else None,
         "left_out": found.order.left_out,
         "runs": {
             name: {

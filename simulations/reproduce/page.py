@@ -16,6 +16,7 @@ from common.html import (
     Heading,
     Page,
     Paragraph,
+    Row,
     Section,
     Statement,
     Table,
@@ -36,7 +37,8 @@ from server.report.words import (
     signed,
     verdict_cell,
 )
-from simulations.reproduce.beside import LOSSES, Beside, Line, Measured, Results, compared
+from simulations.reproduce.beside import Beside, Line, Measured, Results, compared
+from simulations.reproduce.confounding import Confounding
 from simulations.reproduce.latency import Latency
 from simulations.reproduce.paper import Comparison
 from simulations.reproduce.playing import Order
@@ -55,6 +57,7 @@ class Found:
     tables: Sequence[Beside]
     worths: Sequence[Worth]
     latencies: Sequence[Latency]
+    confounded: Confounding | None
     command: str
 
     @property
@@ -81,6 +84,7 @@ def page_of(found: Found) -> Page:
         Section("answer", "The paper beside fedward", _answer(found)),
         Section("tables", "The paper's tables, and ours", [_table(found, one) for one in found.tables]),
         Section("stages", "What the system's stages are worth", _stages(found)),
+        Section("confounding", "What the kind of image tells by itself", _confounding(found)),
         Section("comparisons", "Ours against ours", _comparisons(found)),
         Section("latency", "Time a case", _latency(found)),
         Section("differs", "What differs, and why", _differs(found)),
@@ -232,7 +236,7 @@ def _stages(found: Found) -> list[Block]:
 
 def _stage_rows(worth: Worth) -> list[list[Cell]]:
     stage, metric = worth.stage, metric_name(worth.stage.metric)
-    title = Cell(stage.title, small=f"{stage.having} − {stage.lacking}")
+    title = Cell(stage.title, small=f"{stage.having} − {stage.lacking or 'the rule'}")
     if not worth.differences:
         return [[title, Cell(metric), Cell("—", tone="muted"), Cell("—", tone="muted"), Cell(worth.reason)]]
     rows = []
@@ -241,6 +245,36 @@ def _stage_rows(worth: Worth) -> list[list[Cell]]:
         cells = [Cell(signed(one.value)), Cell(bounds(interval, sign=True) or "—"), verdict_cell(interval)]
         rows.append([title, Cell(f"{metric}, {seed}"), *cells])
     return rows
+
+
+def _confounding(found: Found) -> list[Block]:
+    told = found.confounded
+    if told is None:
+        return []
+    counts = Table(
+        "Training images by data set and class",
+        [Column("Data set", numeric=TEXT), *map(Column, told.classes)],
+        [[Cell(source), *(Cell(count(value)) for value in row)] for source, row in told.counts.items()],
+    )
+    rule, network, images = told.right[""]
+    right = Table(
+        "Right answers on test images",
+        [Column("Images", numeric=TEXT), Column("The rule"), Column("The network"), Column("Test images")],
+        [
+            [Cell(source or "all"), Cell(number(values[0])), Cell(number(values[1])), Cell(count(values[2]))]
+            for source, values in told.right.items()
+        ],
+        "The rule answers with the most frequent class among the training images of the same data set. Inside one data "
+        "set the kind of image tells nothing: the lines by data set are what the network has learned of the disease.",
+    )
+    return [
+        Statement(
+            f"Without looking at a single pixel, {number(rule)} of {count(images)} test images are put into the right "
+            f"class; the network reaches {number(network)}.",
+            "Kind of image and class go together in this design: the rule knows only which data set an image is from.",
+        ),
+        Row([counts, right]),
+    ]
 
 
 def _comparisons(found: Found) -> list[Block]:
@@ -254,7 +288,7 @@ def _comparison(found: Found, one: Comparison) -> Table:
     for name, cells in compared(found.results, one):
         shown = [
             Cell(
-                number(cell.value, 4 if metric in LOSSES else 3),
+                number(cell.value, 4 if metric.endswith("loss") else 3),
                 small=" ".join(
                     filter(None, (_interval_text(cell), f"({_range_text(cell)})" if _range_text(cell) else ""))
                 ),

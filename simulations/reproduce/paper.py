@@ -40,7 +40,7 @@ class Planned(Part):
     """One run: a study of the paper, changed; all others are told apart from it by its ``changes`` alone.
 
     ``images``: the sets it reads. Without them the images are phantoms, and so they are where ``images`` is empty.
-    ``starts_from``: the run whose trained weights it begins with.
+    ``phantoms``: what the study needs to be of phantoms. ``starts_from``: the run whose trained weights it begins with.
     """
 
     title: Text
@@ -48,6 +48,7 @@ class Planned(Part):
     changes: Changes = Field(default_factory=dict)
     arms: tuple[ArmName, ...] = ("federated",)
     images: tuple[Name, ...]
+    phantoms: Changes = Field(default_factory=dict)
     starts_from: Name | None = None
 
     @field_validator("arms")
@@ -93,11 +94,14 @@ class Printed(Part):
 
 
 class Stage(Part):
-    """A stage that distinguishes the paper's system: the run that has it against the run that has not."""
+    """A stage that distinguishes the paper's system: the run that has it against the run that has not.
+
+    Without ``lacking`` it is set against a rule that sees no pixel, only which data set an image is from.
+    """
 
     title: Text
     having: Name
-    lacking: Name
+    lacking: Name | None = None
     metric: Text = "auc"
     why: Text
 
@@ -163,6 +167,8 @@ class Paper(Part):
     phantoms: Changes = Field(default_factory=dict)
     quick: Quick
     latency: tuple[Name, ...] = ()
+    confounded: Name | None = None
+    """The run of several data sets whose result is set beside what the data set alone tells."""
 
     @model_validator(mode="after")
     def _names_stand_for_something(self) -> Self:
@@ -181,8 +187,9 @@ class Paper(Part):
     def _named(self) -> Iterator[tuple[str, str]]:
         yield from (("quick.runs", name) for name in self.quick.runs)
         yield from (("latency", name) for name in self.latency)
+        yield from (("confounded", name) for name in (self.confounded,) if name)
         for stage in self.stages:
-            yield from ((f"stages {stage.title!r}", name) for name in (stage.having, stage.lacking))
+            yield from ((f"stages {stage.title!r}", name) for name in (stage.having, stage.lacking) if name)
         for comparison in self.comparisons:
             yield from ((f"comparisons {comparison.title!r}", name) for name in comparison.runs)
         for table in self.published:

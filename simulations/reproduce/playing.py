@@ -71,7 +71,7 @@ class Order:
         """The study of a run: the paper's, changed for its data, for what the run is about, and to be quick."""
         run = self.paper.runs[name]
         real = self.sources(run) is not None
-        under: dict[str, Any] = {} if real else dict(self.paper.phantoms)
+        under: dict[str, Any] = {} if real else {**self.paper.phantoms, **run.phantoms}
         if real and not self.full:
             under |= self.paper.scaled_down.changes
         for one in run.images if real else ():

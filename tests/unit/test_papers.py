@@ -24,7 +24,7 @@ from simulations.reproduce.cli import _folders
 from simulations.reproduce.markdown import markdown
 from simulations.reproduce.paper import PAPERS, Ours, Paper, load, numbers
 from simulations.reproduce.playing import Order
-from simulations.reproduce.stages import _by_appearance
+from simulations.reproduce.scoring import by_appearance
 
 ALL = numbers()
 
@@ -163,7 +163,7 @@ def test_a_figure_that_one_seed_lacks_is_none() -> None:
 
 @given(st.lists(st.integers(0, 5), min_size=1))
 def test_numbering_by_appearance_keeps_the_groups(patients: list[int]) -> None:
-    found = _by_appearance(np.array(patients)).tolist()
+    found = by_appearance(np.array(patients)).tolist()
     assert len(set(zip(patients, found, strict=True))) == len(set(patients)) == len(set(found))
     firsts = list(dict.fromkeys(found))
     assert firsts == list(range(len(firsts)))
