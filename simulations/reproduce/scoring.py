@@ -60,12 +60,14 @@ def tested(path: Path, repeat: int, repeats: int) -> Tested:
             offset = int(patients.max(initial=offset - 1)) + 1
             parts.append(Scores(found.scores[order], found.targets[order], patients, found.loss[order]))
             sources += [source_of(vault, row) for row in sorted(ids)]
-    joined = (np.concatenate([getattr(part, name) for part in parts]) for name in _SCORES)
+    joined = Scores(
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.targets for part in parts]),
+        np.concatenate([part.patients for part in parts]),
+        np.concatenate([part.loss for part in parts]),
+    )
     edges = None if card.study.task == "multiclass" else card.thresholds.edges.tolist()
-    return Tested(Scores(*joined), edges, card.study, np.array(sources, dtype=np.str_))
-
-
-_SCORES = ("scores", "targets", "patients", "loss")
+    return Tested(joined, edges, card.study, np.array(sources, dtype=np.str_))
 
 
 def source_of(vault: Vault, row: int) -> str:
