@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from server.report.results import Interval, parse
 from server.report.results import Run as Result
 from simulations.cli import read_results
-from simulations.reproduce.paper import Comparison, Ours, Printed, Published
+from simulations.reproduce.latency import Latency
+from simulations.reproduce.paper import LATENCY, Comparison, Ours, Printed, Published
 from simulations.reproduce.playing import Order
 
 HISTORY = ("train_loss", "val_loss", "val_auc")
@@ -67,20 +68,22 @@ def results_of(order: Order) -> dict[str, list[Result]]:
     return {name: [parse(one) for one in read_results([order.folder(name)])] for name in order.wanted}
 
 
-def beside(order: Order, results: Results) -> list[Beside]:
+def beside(order: Order, results: Results, latencies: Sequence[Latency]) -> list[Beside]:
     """Every printed table of the paper with our figures."""
+    times = {one.run: Measured(one.middle_ms) for one in latencies}
     return [
-        Beside(printed, tuple(_line(order, results, row) for row in printed.rows)) for printed in order.paper.published
+        Beside(printed, tuple(_line(order, results, times, row) for row in printed.rows))
+        for printed in order.paper.published
     ]
 
 
-def _line(order: Order, results: Results, row: Published) -> Line:
+def _line(order: Order, results: Results, times: Mapping[str, Measured], row: Published) -> Line:
     ours = row.ours
     if ours is None:
         return Line(row, None, row.why_not)
     if ours.run not in results:
         return Line(row, None, f"not run: {order.left_out[ours.run]}")
-    found = measured(results[ours.run], ours)
+    found = times[ours.run] if ours.metric == LATENCY else measured(results[ours.run], ours)
     return Line(row, found, "" if found is not None else "undefined on these test patients")
 
 

@@ -57,12 +57,13 @@ def measure(order: Order, command: str) -> Found:
     results = results_of(order)
     confounded = order.paper.confounded or ""
     timed = [name for name in order.paper.latency if name in results]
+    latencies = [latency.measure(order.folder(name), order.seeds) for name in timed]
     return Found(
         order,
         results,
-        beside(order, results),
+        beside(order, results, latencies),
         stages.worths(order, results),
-        [latency.measure(order.folder(name), order.seeds) for name in timed],
+        latencies,
         confounding(order.folder(confounded), order.seeds) if confounded in results else None,
         command,
     )

@@ -193,6 +193,8 @@ def _ours(line: Line) -> Cell:
     if line.measured is None:
         return Cell(f"— {line.reason}", tone="muted")
     unit = line.published.unit
+    if unit == "ms":
+        return Cell(f"{line.measured.value:.3g} ms")
     return Cell(number(line.measured.value, 4 if unit == "loss" else 3))
 
 

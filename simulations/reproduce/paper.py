@@ -21,6 +21,8 @@ from common.study_fields import Part
 
 PAPERS = Path(__file__).resolve().parents[2] / "configs" / "papers"
 
+LATENCY = "latency_ms"
+"""The metric that stands for the time a case takes on a CPU, in milliseconds."""
 ArmName = Literal["federated", "local", "pooled"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 Text = Annotated[str, Field(min_length=1)]
@@ -29,11 +31,12 @@ Changes = Mapping[str, Any]
 
 
 class DataSet(Part):
-    """Images that a user may have: what they are, and what a study needs to read them."""
+    """Images that a user may have: what they are, what a study needs to read them, how many a CPU can do."""
 
     title: Text
     layout: Text
     changes: Changes = Field(default_factory=dict)
+    scaled: Changes = Field(default_factory=dict)
 
 
 class Planned(Part):
@@ -175,6 +178,9 @@ class Paper(Part):
         for where, name in self._named():
             if name not in self.runs:
                 raise ValueError(f"{where}: there is no run {name!r}; runs are {', '.join(self.runs)}")
+        timed = [row.ours.run for one in self.published for row in one.rows if row.ours and row.ours.metric == LATENCY]
+        if missing := set(timed) - set(self.latency):
+            raise ValueError(f"latency: add {', '.join(sorted(missing))}, whose time stands beside the paper's")
         earlier: set[str] = set()
         for name, run in self.runs.items():
             if unknown := [one for one in run.images if one not in self.sets]:

@@ -76,6 +76,7 @@ class Order:
             under |= self.paper.scaled_down.changes
         for one in run.images if real else ():
             under |= self.paper.sets[one].changes
+            under |= {} if self.full else self.paper.sets[one].scaled
         study = study_of(self.paper, run, under)
         changes: Changes = dict(self.paper.quick.changes) if self.quick else {}
         if run.starts_from is not None:
