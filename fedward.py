@@ -84,6 +84,9 @@ def simulate(
     repeats: Annotated[
         int | None, typer.Option(min=1, help="Train this often, each time with other seeds. Default: 1.")
     ] = None,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Cross-validate by patient instead: no arms, no repeats, no test.")
+    ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Overrides federation.rounds.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Overrides the study's seed.")] = None,
     engine: Annotated[
@@ -107,11 +110,44 @@ def simulate(
         resume=resume,
         arms=arms,
         repeats=repeats,
+        folds=folds,
         rounds=rounds,
         seed=seed,
         engine=engine,
         workers=workers,
         threads=threads,
+        device=device,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def search(
+    study: Annotated[Path | None, typer.Argument(help="Study file, for example configs/quickstart.yaml.")] = None,
+    space: Annotated[Path | None, typer.Argument(help="Space file, for example configs/search.yaml.")] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(metavar="[NAME=]PATH", help="Images, as for simulate. Default: phantoms.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Overrides the space file's trials.")] = None,
+    folds: Annotated[int | None, typer.Option(min=2, help="Overrides its folds: cross-validation by patient.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes, a training each. Default: 1.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The search's folder. Default: runs/<time>-search-<study>.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue an interrupted search.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (a GPU where there is one), cpu or cuda:N.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Try values of a study's fields and rank them by validation; test patients are never read."""
+    from simulations.search import cli
+
+    cli.search(
+        study,
+        space,
+        data=data,
+        trials=trials,
+        folds=folds,
+        workers=workers,
+        out=out,
+        resume=resume,
         device=device,
         as_json=as_json,
     )

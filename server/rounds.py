@@ -451,7 +451,7 @@ class Arm:
         if bounds is not None:
             record["val_auc_bounds"] = bounds
         if found.outlines is not None:
-            record["val_dice"] = _dice(found.outlines)
+            record["val_dice"] = pooled_dice(found.outlines)
         stopping = federation.early_stopping
         by_outline = self.study.task == "segmentation"
         if by_outline:
@@ -533,7 +533,7 @@ def _area(counts: Counts) -> tuple[float | None, tuple[float, float] | None]:
     return None, (round(float(low.mean()), 6), round(float(high.mean()), 6))
 
 
-def _dice(outlines: Outlines) -> float | None:
+def pooled_dice(outlines: Outlines) -> float | None:
     """Dice of all pixels at the best of the thresholds; ``None`` where there is neither mask nor outline."""
     best = np.nanmax(outlines.pooled, initial=-1.0)
     return None if best < 0.0 else float(best)

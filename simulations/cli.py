@@ -18,7 +18,7 @@ from simulations.environment import Stopwatch
 from simulations.external import evaluate_run
 from simulations.progress import choose_progress, closing, interval
 from simulations.run import Plan, Run, default_out
-from simulations.runfolder import Folder
+from simulations.runfolder import SEARCH, Folder
 
 
 def parse_arms(text: str) -> tuple[ArmName, ...]:
@@ -62,6 +62,7 @@ def simulate(
     resume: Path | None,
     arms: str | None,
     repeats: int | None,
+    folds: int | None,
     rounds: int | None,
     seed: int | None,
     engine: str | None,
@@ -75,6 +76,23 @@ def simulate(
     if engine not in (None, "inprocess", "ray"):
         raise StudyError(f"--engine: unknown engine {engine!r}; known: inprocess, ray")
     chosen = {"engine": engine, "workers": workers}
+    if folds is not None or (resume is not None and (resume / SEARCH).exists()):
+        from simulations.search import cli  # and Optuna's distributions: nothing else needs them
+
+        whole = {"--arms": arms, "--repeats": repeats, "--engine": engine, "--threads": threads}
+        cli.cross_validate(
+            study_path,
+            folds=folds,
+            data=data or None,
+            workers=workers,
+            out=out,
+            resume=resume,
+            device=device,
+            changes=given({"federation.rounds": rounds, "seed": seed}),
+            other=given(whole),
+            as_json=as_json,
+        )
+        return
     if resume is not None:
         fixed = {"STUDY": study_path, "--data": data or None, "--out": out, "--arms": arms, "--repeats": repeats}
         fixed |= {"--rounds": rounds, "--seed": seed, "--threads": threads, "--device": device}

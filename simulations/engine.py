@@ -49,7 +49,7 @@ def pin_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _start_worker(threads: int, log: Path | None) -> None:
+def start_worker(threads: int, log: Path | None) -> None:
     """What a worker process does first. Ctrl-C is its parent's to handle; it ends when its parent does."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker_log.enter_context(site_log(log))
@@ -64,7 +64,7 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _no_signals() -> Iterator[None]:
+def no_signals() -> Iterator[None]:
     """Processes started in this block never see Ctrl-C, not even while they import: a mask is inherited."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -83,19 +83,26 @@ class InProcessGrid(Grid):
     """Flower's Grid without SuperLink, SuperNodes or Ray. Node ``1000 + i`` plays ``directories[i]``."""
 
     def __init__(
-        self, directories: Sequence[Path], *, workers: int = 1, threads: int = 1, log: Path | None = None
+        self,
+        directories: Sequence[Path],
+        *,
+        workers: int = 1,
+        threads: int = 1,
+        log: Path | None = None,
+        resident: Resident | None = None,
     ) -> None:
+        """``resident``: somebody's caches, used here and left open; otherwise this grid has its own."""
         self._directories = dict(enumerate(directories, start=1000))
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
         self._pending: dict[str, Message] = {}
         self._futures: dict[str, tuple[Future[Message], Message]] = {}
-        self._resident = Resident()
+        self._resident, self._lent = resident or Resident(), resident is not None
         self._pool: ProcessPoolExecutor | None = None
         self._workers = workers
         if workers > 1:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(workers, context, _start_worker, (threads, log))
+            self._pool = ProcessPoolExecutor(workers, context, start_worker, (threads, log))
         else:
             pin_threads(threads)
         quiet()
@@ -159,7 +166,7 @@ class InProcessGrid(Grid):
                 if message is not None:
                     directory = self._directories[message.metadata.dst_node_id]
                     try:
-                        with _no_signals():
+                        with no_signals():
                             future = self._pool.submit(_work, message, directory)
                     except BrokenProcessPool:
                         raise _worker_died() from None
@@ -204,7 +211,8 @@ class InProcessGrid(Grid):
                 process.terminate()
             for process in processes:
                 process.join(5)
-        self._resident.close()
+        if not self._lent:
+            self._resident.close()
 
 
 def _worker_died() -> RunError:

@@ -66,7 +66,7 @@ class Run:
         On any error, Ctrl-C included, what was made is removed again.
         """
         with fresh(out) as folder:
-            require_space(out, source)
+            require_space(out, source, source.items)
             with stopwatch.phase("vaults"):
                 prepared = prepare_sites(study, source, folder.sites, Machine(plan.device, plan.threads))
             run = cls(folder, study, plan, prepared, stopwatch)

@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING
 from common.errors import Interrupted, RunError
 
 if TYPE_CHECKING:
-    from simulations.datasets import Source
+    from simulations.datasets import Item, Source
+
+
+SEARCH = "search.json"
+"""In a folder that is no run's but a search's or a cross-validation's (``simulations.search``)."""
 
 
 @dataclass(frozen=True)
@@ -144,15 +148,14 @@ _ROW = 512
 """Bytes that an image takes in a vault beside its pixels, at least."""
 
 
-def require_space(out: Path, source: Source) -> None:
-    """Raise :class:`RunError` before anything is written where the disk of ``out`` cannot hold the vaults.
+def require_space(out: Path, source: Source, items: Sequence[Item]) -> None:
+    """Raise :class:`RunError` before anything is written where the disk of ``out`` cannot hold vaults of ``items``.
 
     A low estimate from the decoded size of a few images, evenly spread: a vault keeps source pixels, whatever the
     compression of their files. What it lets pass may still fill the disk; that is told when it happens.
     """
     from simulations.datasets import UnreadableImage
 
-    items = source.items
     sizes = []
     for item in items[:: max(1, len(items) // _SAMPLE)]:
         with contextlib.suppress(UnreadableImage):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -99,15 +99,42 @@ def labelled_items(study: Study, source: Source) -> list[Item]:
     return items
 
 
-def prepare_sites(study: Study, source: Source, root: Path, machine: Machine) -> Prepared:
-    """Deal ``source`` out and write ``root/<site>/`` for each hospital and for the pooled arm.
+@dataclass(frozen=True, eq=False)
+class Deal:
+    """Which labelled images go to which hospital and split, before any of them is read."""
+
+    items: Sequence[Item]
+    cohort: Cohort
+    shards: Sequence[Shard]
+    splits: tuple[str, ...] = SPLITS
+
+    def only(self, *splits: str) -> Deal:
+        """The same hospitals without the images of other splits."""
+        kept = [(shard, np.isin(shard.splits, splits)) for shard in self.shards]
+        shards = [replace(shard, indices=shard.indices[rows], splits=shard.splits[rows]) for shard, rows in kept]
+        return replace(self, shards=shards, splits=splits)
+
+    @property
+    def dealt(self) -> list[Item]:
+        """The images that hospitals get."""
+        return [self.items[index] for shard in self.shards for index in shard.indices.tolist()]
+
+
+def deal(study: Study, source: Source) -> Deal:
+    """Deal ``source`` out as ``study.partition`` says. Raises :class:`DataError`, also where it cannot be done."""
+    items = labelled_items(study, source)
+    cohort = cohort_of(study, items)
+    return Deal(items, cohort, partition(cohort, study.partition, study.data.split, study.class_names, study.seed))
+
+
+def prepare_sites(study: Study, source: Source, root: Path, machine: Machine, given: Deal | None = None) -> Prepared:
+    """Deal ``source`` out (or as ``given``) and write ``root/<site>/`` for each hospital and for the pooled arm.
 
     Unreadable images are listed and left out; more than ``data.max_unreadable`` of them is
     a :class:`DataError`. On any error ``root`` is removed: nothing half-written stays.
     """
-    items = labelled_items(study, source)
-    cohort = cohort_of(study, items)
-    shards = partition(cohort, study.partition, study.data.split, study.class_names, study.seed)
+    given = given or deal(study, source)
+    items, cohort, shards = given.items, given.cohort, list(given.shards)
     prepared = Prepared(source.name, source.synthetic, notes=list(source.notes))
     prepared.images_without_patient = sum(not item.patient_known for item in items)
     prepared.unlabelled = len(source.items) - len(items)
@@ -139,7 +166,7 @@ def prepare_sites(study: Study, source: Source, root: Path, machine: Machine) ->
         make_site(
             root / POOLED, SiteConfig(alias=POOLED, members=members, device=machine.device, threads=machine.threads)
         )
-        _check_splits(prepared)
+        _check_splits(prepared, given.splits)
         if study.federation.secure_aggregation is not None:
             acquaint(root / shard.site for shard in shards)
     except BaseException:
@@ -211,8 +238,8 @@ def _describe(prepared: Prepared, study: Study, cohort: Cohort, shard: Shard, sh
     prepared.sites[shard.site] = site
 
 
-def _check_splits(prepared: Prepared) -> None:
-    for split in SPLITS:
+def _check_splits(prepared: Prepared, splits: Iterable[str]) -> None:
+    for split in splits:
         empty = [site for site, facts in prepared.sites.items() if not facts["images"][split]]
         if empty and split == "train":
             raise DataError(
