@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from client.objective import outline_losses
+from client.objective import Outputs, both_stages, known_masks, outline_losses
 from client.training import device_of, layout, precision
 from client.vault.prepared import PreparedView
 from common.basis import Basis
@@ -46,7 +46,14 @@ def predict(model: nn.Module, view: PreparedView, study: Study, basis: Basis | N
     model.eval()
     if study.task == "segmentation":
         return _outlined(model, view, study, basis)
-    outputs = [logits.cpu() for _, logits in _forward(model, view, study, basis)]
+    outputs: list[torch.Tensor] = []
+    overlaps: list[Overlaps] = []
+    for rows, said in _forward(model, view, study, basis):
+        if isinstance(said, tuple):
+            outputs.append(said[0].float().cpu())
+            overlaps.append(_overlaps(said[1].float()[:, 0].sigmoid().cpu(), masks_of(view, rows).cpu(), rows.cpu()))
+        else:
+            outputs.append(said.float().cpu())
     logits = torch.cat(outputs).double() if outputs else torch.zeros((0, study.outputs), dtype=torch.float64)
     targets = view.targets.cpu().double()
     if study.task == "binary":
@@ -56,6 +63,7 @@ def predict(model: nn.Module, view: PreparedView, study: Study, basis: Basis | N
         targets.float().numpy(),
         view.patients.cpu().numpy(),
         _losses(logits, targets, study).numpy(),
+        Overlaps.joined(overlaps) if study.outlines else None,
     )
 
 
@@ -68,8 +76,8 @@ def first_pass(scores: Scores, study: Study, min_cell: int = 1) -> FirstPass:
 
 def _forward(
     model: nn.Module, view: PreparedView, study: Study, basis: Basis | None
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Rows of the view and what the model says of them, float32, some at a time."""
+) -> Iterator[tuple[torch.Tensor, Outputs]]:
+    """Rows of the view and what the model says of them, some at a time."""
     device = device_of(model)
     batch = max(1, min(MOST_IMAGES, (OUTLINED_PIXELS if study.outlines else MOST_PIXELS) // study.image.size**2))
     with torch.inference_mode():
@@ -77,20 +85,23 @@ def _forward(
             rows = torch.arange(start, min(start + batch, len(view)), device=view.device)
             with precision(device):
                 images = view.floats(rows).to(device)
-                logits = model(layout(images if basis is None else basis.normalised(images)))
-            yield rows, logits.float()
+                images = layout(images if basis is None else basis.normalised(images))
+                two = study.outlines and study.task != "segmentation"
+                said: Outputs = both_stages(model, images) if two else model(images)
+            yield rows, said
 
 
 def _outlined(model: nn.Module, view: PreparedView, study: Study, basis: Basis | None) -> Scores:
     """Outlines are counted batch by batch: no more of them is held."""
     smallest = min(study.evaluation.lesions.smallest, study.image.size**2)
     scores, losses, overlaps = [torch.zeros(0)], [torch.zeros(0)], []
-    for rows, logits in _forward(model, view, study, basis):
-        masks = masks_of(view, rows)
+    for rows, said in _forward(model, view, study, basis):
+        assert isinstance(said, torch.Tensor)
+        logits, masks = said.float(), masks_of(view, rows)
         losses.append(outline_losses(logits, masks.to(logits.device), study).cpu())
         probabilities = logits[:, 0].sigmoid().cpu()
         scores.append(probabilities.flatten(1).topk(smallest).values[:, -1])
-        overlaps.append(Overlaps.of(probabilities.numpy(), masks.cpu().numpy(), rows.cpu().numpy()))
+        overlaps.append(_overlaps(probabilities, masks.cpu(), rows.cpu()))
     found = Overlaps.joined(overlaps)
     return Scores(
         torch.cat(scores).double()[:, None].numpy(),
@@ -99,6 +110,12 @@ def _outlined(model: nn.Module, view: PreparedView, study: Study, basis: Basis |
         torch.cat(losses).double().numpy(),
         found,
     )
+
+
+def _overlaps(probabilities: torch.Tensor, masks: torch.Tensor, rows: torch.Tensor) -> Overlaps:
+    """Of those ``rows`` that have a mask."""
+    known = known_masks(masks)
+    return Overlaps.of(probabilities[known].numpy(), masks[known].numpy(), rows[known].numpy())
 
 
 def masks_of(view: PreparedView, rows: torch.Tensor) -> torch.Tensor:

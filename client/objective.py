@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from client.vault.prepared import NO_MASK
 from common.basis import Basis
 from common.errors import ProtocolError
+from common.models.segment_classify import SegmentClassify
 from common.study import Study
 
-Outputs = Tensor
+Outputs = Tensor | tuple[Tensor, Tensor]
+"""Logits of classes, of outlines, or both."""
 _SMOOTH = 1.0
 """Added above and below the line of Dice (Milletari et al. 2016, arXiv:1606.04797, and most since): an empty mask then
 has a gradient, and an empty outline of it no loss."""
@@ -25,6 +28,7 @@ class Truth:
 
     targets: Tensor
     masks: Tensor | None = None
+    """Of an image without a mask :data:`~client.vault.prepared.NO_MASK` throughout."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -40,7 +44,7 @@ class Truth:
 
 
 class Objective(Protocol):
-    """A batch's loss is ``total / weight``.
+    """A batch's loss is ``total / weight``, summed where there are several.
 
     Pieces of a batch add up their totals and share the batch's weight, so that gradient accumulation changes nothing.
     """
@@ -57,7 +61,10 @@ class Objective(Protocol):
 
 def objective_of(study: Study, targets: Tensor, basis: Basis | None = None) -> Objective:
     """The objective of a study; ``targets`` ``(N, classes)`` are all of this site's, ``basis`` what all sites share."""
-    return Outlining(study) if study.task == "segmentation" else Classifying(study, targets, basis)
+    if study.task == "segmentation":
+        return Outlining(study)
+    classifying = Classifying(study, targets, basis)
+    return Both(study, classifying) if study.outlines else classifying
 
 
 class Classifying:
@@ -84,6 +91,7 @@ class Classifying:
         return (~torch.isnan(wanted)).sum().clamp(min=1).float()
 
     def total(self, outputs: Outputs, truth: Truth) -> Tensor:
+        assert isinstance(outputs, Tensor)
         logits, targets = outputs.float(), truth.targets
         if self.task == "multiclass":
             return functional.cross_entropy(
@@ -114,7 +122,42 @@ class Outlining:
         return torch.tensor(float(len(truth)), device=truth.targets.device)
 
     def total(self, outputs: Outputs, truth: Truth) -> Tensor:
+        assert isinstance(outputs, Tensor)
         return outline_losses(outputs, truth.outlined, self.study).sum()
+
+
+class Both:
+    """Loss of classes plus ``outline_weight`` times that of outlines, each a mean over what is known of it."""
+
+    def __init__(self, study: Study, classifying: Classifying) -> None:
+        self.study, self.classifying = study, classifying
+
+    def outputs(self, model: nn.Module, images: Tensor) -> Outputs:
+        return both_stages(model, images)
+
+    def weight(self, truth: Truth) -> Tensor:
+        outlined = known_masks(truth.outlined).sum().clamp(min=1).float()
+        return torch.stack([self.classifying.weight(truth), outlined])
+
+    def total(self, outputs: Outputs, truth: Truth) -> Tensor:
+        logits, outlines = outputs
+        known = known_masks(truth.outlined)
+        masks = truth.outlined * known[:, None, None]
+        losses = outline_losses(outlines, masks, self.study) * known * self.study.training.outline_weight
+        return torch.stack([self.classifying.total(logits, truth), losses.sum()])
+
+
+def both_stages(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits ``(B, outputs)`` and of the outline ``(B, 1, H, W)``, of a model of two stages."""
+    assert isinstance(model, SegmentClassify)
+    logits, outline = model.stages(images)
+    assert outline is not None, "a study without a segmentation stage has no masks"
+    return logits, outline
+
+
+def known_masks(masks: Tensor) -> Tensor:
+    """``(B,)`` bool: which of ``(B, H, W)`` are masks."""
+    return masks.flatten(1)[:, 0] != NO_MASK
 
 
 def outline_losses(logits: Tensor, masks: Tensor, study: Study) -> Tensor:

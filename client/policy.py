@@ -29,7 +29,7 @@ TEMPLATE = """\
 # What this site allows a study to do. A study that asks for more is refused, and its coordinator is told which
 # line refused it. Read at every request: a line made stricter stops a study that was approved before.
 # A file that is missing or cannot be read allows nothing. Importing and keeping images does not depend on it.
-models: [cnn, resnet18, resnet50, densenet121, vit, cnn_rnn, unet]
+models: [cnn, resnet18, resnet50, densenet121, vit, cnn_rnn, unet, segment_classify]
 strategies: [fedavg, fedavgm, fedprox, fedadam, fedyogi, fedadagrad, fedmedian, fedtrimmedavg, krum, multikrum, bulyan]
 largest_image: 512            # pixels a side
 most_rounds: 200
@@ -38,7 +38,7 @@ most_steps_a_round: null      # null: a study that counts steps in place of epoc
 smallest_cell: 10             # patients behind any count that leaves
 tasks: null                   # e.g. [binary, multiclass]; null: any
 classes: null                 # e.g. [normal, pneumonia*]; null: any
-statistics: [survey, classes, pixels, scores, moments]   # what may leave beside weights; metrics are made of it
+statistics: [survey, classes, pixels, scores, moments, outlines]   # may leave beside weights; metrics are made of it
 minimum_privacy: null         # e.g. {unit: patient, epsilon: 8.0, delta: 1.0e-5}: studies that give less are refused
 budget: null                  # e.g. {epsilon: 10.0, epsilon_a_study: 4.0, delta: 1.0e-5}: of all studies together; what
                               # they spent is in the ledger (`fedward site ledger`). null: recorded, not limited
@@ -56,7 +56,7 @@ approve_automatically: []     # e.g. [{coordinator: FINGERPRINT, classes: [norma
 """What a new site's policy says."""
 
 Role = Literal["data_manager", "privacy_officer", "operator"]
-Statistic = Literal["survey", "classes", "pixels", "scores", "moments"]
+Statistic = Literal["survey", "classes", "pixels", "scores", "moments", "outlines"]
 STATISTICS: tuple[Statistic, ...] = ("survey", "scores", "moments")
 """Images per split; histograms of scores, sums of losses; sums over patients for intervals. Every study needs all.
 
@@ -261,6 +261,8 @@ class Policy(Limits):
         missing = [name for name in STATISTICS if name not in self.statistics]
         if missing:
             yield _objection("statistics", f"every study asks for {', '.join(missing)}", _allows(self.statistics))
+        if study.outlines and "outlines" not in self.statistics:
+            yield _objection("statistics", "it asks for outlines over masks", _allows(self.statistics))
         surveyed = [name for name in study.surveyed if name not in self.statistics]
         if surveyed:
             yield _objection("statistics", f"its survey asks for {', '.join(surveyed)}", _allows(self.statistics))

@@ -194,7 +194,7 @@ class LocalFit:
         for part in pieces(len(indices), self.microbatch, drop_single=self.has_batch_norm):
             with precision(self.device):
                 outputs = self.objective.outputs(self.model, layout(images[part]))
-            loss = self.objective.total(outputs, truth[part]) / weight
+            loss = (self.objective.total(outputs, truth[part]) / weight).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         penalty = self._penalty()

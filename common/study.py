@@ -24,7 +24,7 @@ from common.frozen import FrozenDict
 from common.study_central import CentralPrivacySpec, check_central
 from common.study_data import DataSpec, FoldSpec, PhantomSpec
 from common.study_fields import Labels, Part, Scalar, label_text
-from common.study_outlines import SEGMENTERS, LesionSpec, check_outlines
+from common.study_outlines import SEGMENTERS, LesionSpec, check_outlines, outlines_first
 from common.study_parts import (
     MODELS,
     STRATEGIES,
@@ -109,6 +109,7 @@ _ADDED: dict[str, Any] = {
     "privacy": None,
     "central_privacy": None,
     "training.outline_loss": "dice_ce",
+    "training.outline_weight": 1.0,
     "evaluation.lesions": LesionSpec().model_dump(mode="json"),
 }
 """Keys added after hospitals had approved studies, and what they are where nobody uses them.
@@ -268,7 +269,7 @@ class Study(Part):
     @property
     def outlines(self) -> bool:
         """Whether the model outlines, and so learns from masks."""
-        return self.task == "segmentation"
+        return self.task == "segmentation" or outlines_first(self.model.name, self.model.params)
 
     @property
     def surveyed(self) -> tuple[Surveyed, ...]:

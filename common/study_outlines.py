@@ -7,7 +7,8 @@ show. An image counts as having the finding where its mask is not empty, whateve
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
 
 SEGMENTERS = ("unet",)
 """Of our models those that outline, and do nothing else."""
+
+
+TWO_STAGES = ("segment_classify",)
+"""Of our models those that outline first, and classify what they have outlined."""
+REGIONS = ("gate", "crop", "none")
+"""What a model of two stages makes of its outline; ``none``: it draws none, which is what it is compared with."""
+
+
+def outlines_first(model: str, params: Mapping[str, Any]) -> bool:
+    """Whether a classifying model learns from masks too."""
+    return model in TWO_STAGES and params.get("region", REGIONS[0]) != "none"
 
 
 class LesionSpec(Part):
@@ -48,8 +60,11 @@ def check_outlines(study: Study) -> None:
         raise ValueError(
             f"model.name: {model} outlines; use task: segmentation, or a model that classifies whole images"
         )
-    elif study.training.outline_loss != "dice_ce":
-        raise ValueError("training.outline_loss: this study trains no outlines; leave it out")
+    elif study.outlines:
+        if study.privacy is not None:
+            raise ValueError(f"privacy: {model} is not trained privately yet; leave privacy out, or choose a model")
+    elif (study.training.outline_loss, study.training.outline_weight) != ("dice_ce", 1.0):
+        raise ValueError("training.outline_loss, outline_weight: this study trains no outlines; leave them out")
     elif study.evaluation.lesions != LesionSpec():
         raise ValueError("evaluation.lesions: this study draws no outlines; leave it out")
 
@@ -70,6 +85,8 @@ def _check_segmentation(study: Study) -> None:
         )
     if training.class_weighting != "none":
         raise ValueError("training.class_weighting: weighs classes of images; segmentation needs class_weighting: none")
+    if training.outline_weight != 1.0:
+        raise ValueError("training.outline_weight: outlines are all that segmentation learns; leave it out")
     if training.label_smoothing:
         raise ValueError("training.label_smoothing: is for classes of images; leave it out in segmentation")
     if "classes" in study.survey:

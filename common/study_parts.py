@@ -137,7 +137,8 @@ class TrainingSpec(Part):
 
     ``class_weighting: balanced`` balances each site's own classes, and no count leaves for it; ``federated`` takes
     one set of weights at all sites, from the survey's counts. ``outline_loss`` is that of outlines: ``dice`` is
-    1 - Dice of each image on the model's probabilities, ``dice_ce`` adds each image's mean cross-entropy.
+    1 - Dice of each image on the model's probabilities, ``dice_ce`` adds each image's mean cross-entropy. A model that
+    outlines and classifies adds it, ``outline_weight`` times, to the loss of its classes.
     """
 
     batch_size: Positive = 32
@@ -149,6 +150,7 @@ class TrainingSpec(Part):
     class_weighting: Literal["none", "balanced", "federated"] = "none"
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     outline_loss: Literal["dice_ce", "dice"] = "dice_ce"
+    outline_weight: NonNegative = 1.0
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -168,7 +170,7 @@ STRATEGIES = (
     "fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "qfedavg",
     "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan",
 )  # fmt: skip
-MODELS = ("cnn", "resnet18", "resnet50", "densenet121", "unet", "vit", "cnn_rnn")
+MODELS = ("cnn", "resnet18", "resnet50", "densenet121", "unet", "segment_classify", "vit", "cnn_rnn")
 
 
 class StrategySpec(Part):

@@ -7,6 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+NO_MASK = 255
+"""Stands in every pixel of the mask of an image that has none, where the study takes such images too."""
+
 
 class PreparedView(Protocol):
     """One split of a vault, ready to train on, wherever its images lie; rows are ordered by pixel digest."""
@@ -46,4 +49,7 @@ class PreparedView(Protocol):
         """
 
     def masks_of(self, rows: Tensor) -> Tensor | None:
-        """The masks of ``rows``, ``(B, H, W)`` uint8 in {0, 1}; ``None`` but in segmentation."""
+        """The masks of ``rows``, ``(B, H, W)`` uint8 in {0, 1}; ``None`` in a study that does not outline.
+
+        Where it classifies too, :data:`NO_MASK` throughout for an image without one.
+        """

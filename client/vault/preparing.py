@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.vault.prepared import NO_MASK
 from common import preprocess, resize
 from common.errors import DataError
 from common.folds import DEALT, assign
@@ -32,7 +33,7 @@ _TASK_BYTES, _TASK_IMAGES = 1 << 20, 64
 """Small images are prepared some at a time: handing over a single one costs as much as preparing it."""
 
 Prepared = tuple[NDArray[np.uint8], ...]
-"""An image ``(C, H, W)`` and, in segmentation, its mask ``(H, W)``."""
+"""An image ``(C, H, W)`` and, in a study that outlines, its mask ``(H, W)``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +50,16 @@ class Chosen:
     """Digest of the rows and of the code that prepares them."""
     shape: tuple[int, int, int]
     """Of an image: (C, H, W)."""
-    segmentation: bool
+    outlines: bool
+    """Whether masks belong to it."""
+    maskless: frozenset[int]
+    """Rows whose mask is :data:`~client.vault.prepared.NO_MASK` throughout."""
 
     @property
     def record_bytes(self) -> int:
         """Of one image and its mask."""
         channels, height, width = self.shape
-        return (channels + self.segmentation) * height * width
+        return (channels + self.outlines) * height * width
 
     @property
     def bytes(self) -> int:
@@ -83,8 +87,7 @@ def choose(vault: Vault, study: Study, split: str | None) -> Chosen:
     )
     values = targets(study, [row.labels for row in rows])
     usable = np.asarray(np.isfinite(values).any(axis=1), dtype=np.bool_)
-    segmentation = study.task == "segmentation"
-    if segmentation:
+    if study.task == "segmentation":
         usable = usable & np.array([row.has_mask for row in rows], dtype=bool)
     masked = len(rows) - int(usable.sum())
     if dealt is DEALT:
@@ -103,7 +106,8 @@ def choose(vault: Vault, study: Study, split: str | None) -> Chosen:
         masked,
         content.digest(),
         (study.image.channels, study.image.size, study.image.size),
-        segmentation,
+        study.outlines,
+        frozenset(row.id for row in kept if study.outlines and not row.has_mask),
     )
 
 
@@ -132,7 +136,7 @@ def in_order(vault: Vault, study: Study, chosen: Chosen, start: int, finish: Fin
     threads = torch.get_num_threads()
 
     def work(first: int, raws: list[_Raw]) -> _T:
-        return finish(first, [_prepared(study, *raw) for raw in raws])
+        return finish(first, [_prepared(study, chosen.outlines, *raw) for raw in raws])
 
     tasks = _tasks(vault, chosen, start)
     if threads == 1:
@@ -159,7 +163,8 @@ def _tasks(vault: Vault, chosen: Chosen, start: int) -> Iterator[tuple[int, list
     size, first = 0, start
     ids = chosen.ids[start:]
     for number, (row_id, pixels) in enumerate(zip(ids, vault.read_many(ids), strict=True), start=start):
-        raws.append((row_id, pixels, vault.read_mask(row_id) if chosen.segmentation else None))
+        masked = chosen.outlines and row_id not in chosen.maskless
+        raws.append((row_id, pixels, vault.read_mask(row_id) if masked else None))
         size += pixels.nbytes
         if size >= _TASK_BYTES or len(raws) == _TASK_IMAGES:
             yield first, raws
@@ -168,10 +173,14 @@ def _tasks(vault: Vault, chosen: Chosen, start: int) -> Iterator[tuple[int, list
         yield first, raws
 
 
-def _prepared(study: Study, row_id: int, pixels: NDArray[Any], mask: NDArray[np.uint8] | None) -> Prepared:
-    """An image as the model sees it, and its mask where there is one."""
+def _prepared(
+    study: Study, outlines: bool, row_id: int, pixels: NDArray[Any], mask: NDArray[np.uint8] | None
+) -> Prepared:
+    """An image as the model sees it, and its mask in a study that outlines."""
     try:
         image = prepare(pixels, study)
-        return (image,) if mask is None else (image, prepare_mask(mask, study))
+        if not outlines:
+            return (image,)
+        return image, np.full(image.shape[1:], NO_MASK, np.uint8) if mask is None else prepare_mask(mask, study)
     except DataError as error:
         raise type(error)(f"vault row {row_id}: {error}") from None

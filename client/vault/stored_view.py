@@ -52,7 +52,7 @@ class StoredView:
         return images.div_(255.0)
 
     def masks_of(self, rows: Tensor) -> Tensor | None:
-        """The masks of ``rows``, ``(B, H, W)`` uint8 in {0, 1}; ``None`` where the study has none."""
+        """The masks of ``rows``, ``(B, H, W)`` uint8; ``None`` where the study has none."""
         if self._records.name.size == self._pixels:
             return None
         masks = torch.empty((len(rows), *self._shape[1:]), dtype=torch.uint8)
@@ -104,7 +104,7 @@ class JoinedView:
         return images
 
     def masks_of(self, rows: Tensor) -> Tensor | None:
-        """The masks of ``rows``, ``(B, H, W)`` uint8 in {0, 1}; ``None`` where the study has none."""
+        """The masks of ``rows``, ``(B, H, W)`` uint8; ``None`` where the study has none."""
         return self._gathered(rows, lambda view, own: view.masks_of(own))
 
     def _gathered(self, rows: Tensor, read: Callable[[PreparedView, Tensor], Tensor | None]) -> Tensor | None:

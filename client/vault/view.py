@@ -42,7 +42,7 @@ class View:
     patient_count: int
     masked: int
     masks: Tensor | None = None
-    """``(N, H, W)`` uint8 in {0, 1}; only in segmentation."""
+    """``(N, H, W)`` uint8 in {0, 1}; only in a study that outlines."""
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
@@ -61,7 +61,7 @@ class View:
         return self.images[rows].to(torch.float32).div_(255.0)
 
     def masks_of(self, rows: Tensor) -> Tensor | None:
-        """The masks of ``rows``, ``(B, H, W)`` uint8 in {0, 1}; ``None`` but in segmentation."""
+        """The masks of ``rows``, ``(B, H, W)`` uint8; ``None`` in a study that does not outline."""
         return None if self.masks is None else self.masks[rows]
 
     def to(self, device: torch.device | str) -> View:
@@ -127,7 +127,7 @@ def prepare_view(vault: Vault, study: Study, split: str | None) -> View:
 
 def _held(vault: Vault, study: Study, chosen: Chosen) -> View:
     images = private_tensor((len(chosen.ids), *chosen.shape))
-    masks = private_tensor((len(chosen.ids), *chosen.shape[1:])) if chosen.segmentation else None
+    masks = private_tensor((len(chosen.ids), *chosen.shape[1:])) if chosen.outlines else None
 
     def place(start: int, prepared: list[Prepared]) -> None:
         for index, parts in enumerate(prepared, start=start):
@@ -168,6 +168,8 @@ def view_key(study: Study) -> str:
             "image": {"size", "channels", "sequences"},  # normalised when read: a view's pixels stay as they are
         },
     )
+    if study.outlines and study.task != "segmentation":
+        parts["masks"] = "where there are any"
     return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()
 
 

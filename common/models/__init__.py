@@ -23,6 +23,7 @@ from common.models.densenet import build_densenet121
 from common.models.frozen import check_norms, freeze
 from common.models.pretrained import LoadReport, load_weights
 from common.models.resnet import build_resnet18, build_resnet50
+from common.models.segment_classify import build_segment_classify
 from common.models.unet import build_unet
 from common.models.vit import build_vit
 from common.randomness import seed_for
@@ -42,6 +43,7 @@ BUILDERS: Mapping[str, Callable[[Study], nn.Module]] = {
     "unet": build_unet,
     "vit": build_vit,
     "cnn_rnn": build_cnn_rnn,
+    "segment_classify": build_segment_classify,
 }
 
 

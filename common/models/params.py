@@ -47,6 +47,14 @@ def integers(
     return value
 
 
+def flag(spec: ModelSpec, key: str, default: bool) -> bool:
+    """``spec.params[key]``, true or false, or the default."""
+    value = spec.params.get(key, default)
+    if not isinstance(value, bool):
+        raise ModelError(f"model.params.{key}: must be true or false, got {value!r}")
+    return value
+
+
 def text(spec: ModelSpec, key: str, choices: Sequence[str]) -> str:
     """``spec.params[key]``, one of ``choices``, or the first of them."""
     value = spec.params.get(key, choices[0])

@@ -89,10 +89,10 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm(64)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = _stage(block, 64, 64, blocks[0], 1, norm, attention)
-        self.layer2 = _stage(block, 64 * block.expansion, 128, blocks[1], 2, norm, attention)
-        self.layer3 = _stage(block, 128 * block.expansion, 256, blocks[2], 2, norm, attention)
-        self.layer4 = _stage(block, 256 * block.expansion, 512, blocks[3], 2, norm, attention)
+        self.layer1 = stage(block, 64, 64, blocks[0], 1, norm, attention)
+        self.layer2 = stage(block, 64 * block.expansion, 128, blocks[1], 2, norm, attention)
+        self.layer3 = stage(block, 128 * block.expansion, 256, blocks[2], 2, norm, attention)
+        self.layer4 = stage(block, 256 * block.expansion, 512, blocks[3], 2, norm, attention)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(512 * block.expansion, outputs)
         for module in self.modules():
@@ -107,7 +107,7 @@ class ResNet(nn.Module):
         return logits
 
 
-def _stage(
+def stage(
     block: type[BasicBlock] | type[Bottleneck],
     channels: int,
     width: int,
@@ -116,6 +116,7 @@ def _stage(
     norm: Maker,
     attention: Maker,
 ) -> nn.Sequential:
+    """``count`` blocks, the first of them from ``channels`` and by ``stride``."""
     after = width * block.expansion
     shortcut: nn.Module | None = None
     if stride != 1 or channels != after:

@@ -309,7 +309,7 @@ def test_without_noise_a_private_step_is_the_gradient_of_the_mean_over_patients(
         ({"model.name": "cnn", "task": "binary"}, "evaluation.lesions: this study draws no outlines"),
         (
             {"model.name": "cnn", "task": "binary", "training.outline_loss": "dice", "evaluation.lesions": {}},
-            "training.outline_loss: this study trains no outlines",
+            "training.outline_loss, outline_weight: this study trains no outlines",
         ),
     ],
 )
