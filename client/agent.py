@@ -379,10 +379,10 @@ def identity_of(request: _Work) -> Identity:
     if isinstance(request, protocol.TrainRequest):
         kind, arrays = protocol.TRAIN, digest(request.weights)
     elif isinstance(request, protocol.MomentsRequest):
-        kind = f"{protocol.MOMENTS} {request.split}"
+        kind = f"{protocol.MOMENTS} {request.about}"
         arrays = digest(request.weights) + digest(request.reference)
     else:
-        kind, arrays = f"{protocol.EVALUATE} {request.split}", digest(request.weights)
+        kind, arrays = f"{protocol.EVALUATE} {request.about}", digest(request.weights)
     if task.basis is not None:
         arrays += task.basis.digest
     return Identity(task.study.hash, task.arm, task.repeat, kind, task.round, arrays)

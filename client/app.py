@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from client.evaluation import Scores, first_pass, predict
+from client.examining import alteration, count_by, moments_by
 from client.feedback import compressed
 from client.noise_shares import noised_steps
 from client.peers import Peers
@@ -106,14 +107,23 @@ class Resident:
             self._models.popitem(last=False)
         return model
 
-    def scores(self, site: Site, study: Study, split: str, weights: Weights, basis: Basis | None = None) -> Scores:
-        """Scores on ``split``, remembered for the second pass over the same weights."""
-        key = (site.directory, study.hash, split, digest(weights), basis)
+    def scores(
+        self,
+        site: Site,
+        study: Study,
+        split: str,
+        weights: Weights,
+        basis: Basis | None = None,
+        condition: str = "",
+    ) -> Scores:
+        """Scores on ``split`` under ``condition``, remembered for the second pass over the same weights."""
+        key = (site.directory, study.hash, f"{split} {condition}", digest(weights), basis)
         found = self._scores.pop(key, None)
         if found is None:
             model = self.model(study, site.device)
             restore(model, weights)
-            found = predict(model, site.view(study, split), study, basis)  # type: ignore[arg-type]
+            view = site.view(study, split)  # type: ignore[arg-type]
+            found = predict(model, view, study, basis, alteration(condition, study))
         self._scores[key] = found
         if len(self._scores) > 16:
             self._scores.popitem(last=False)
@@ -202,15 +212,21 @@ def train_masked(request: protocol.TrainRequest, site: Site, resident: Resident,
 def evaluate(request: protocol.EvaluateRequest, site: Site, resident: Resident) -> protocol.StatisticsReply:
     started = time.perf_counter()
     study = request.task.study
-    scores = resident.scores(site, study, request.split, request.weights, request.task.basis)
-    found = first_pass(scores, study, study.evaluation.min_cell)
-    return protocol.StatisticsReply(site.alias, request.task.round, found.to_arrays(), time.perf_counter() - started)
+    scores = resident.scores(site, study, request.split, request.weights, request.task.basis, request.condition)
+    if request.by:
+        found = count_by(request, site, scores)
+    else:
+        found = first_pass(scores, study, study.evaluation.min_cell).to_arrays()
+    return protocol.StatisticsReply(site.alias, request.task.round, found, time.perf_counter() - started)
 
 
 def moments(request: protocol.MomentsRequest, site: Site, resident: Resident) -> protocol.StatisticsReply:
     started = time.perf_counter()
     study = request.task.study
-    scores = resident.scores(site, study, request.split, request.weights, request.task.basis)
+    scores = resident.scores(site, study, request.split, request.weights, request.task.basis, request.condition)
+    if request.by:
+        found = moments_by(request, site, scores)
+        return protocol.StatisticsReply(site.alias, request.task.round, found, time.perf_counter() - started)
     reference = Reference.from_arrays(request.reference, Layout.of(study))
     sums = Moments.of(scores.scores, scores.targets, scores.patients, reference, study.evaluation.min_cell)
     return protocol.StatisticsReply(site.alias, request.task.round, sums.to_arrays(), time.perf_counter() - started)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,9 @@ from client.vault.prepared import PreparedView
 from common.basis import Basis
 from common.metrics import Counts, FirstPass, Layout, Outlines, Overlaps
 from common.study import Study
+
+Alter = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Images ``(B, C, H, W)`` float32 in [0, 1] and their rows in the view -> images to score in their place."""
 
 MOST_IMAGES, MOST_PIXELS = 256, 1 << 20
 """At most so many in one forward pass, 256 images of 64 × 64 or 20 of 224 × 224: memory does not grow with size."""
@@ -41,14 +44,19 @@ class Scores:
     """In a study that outlines: how each image's outline lies over its mask."""
 
 
-def predict(model: nn.Module, view: PreparedView, study: Study, basis: Basis | None = None) -> Scores:
-    """Score every image of ``view``, normalised by ``basis``; the model is left in evaluation mode."""
+def predict(
+    model: nn.Module, view: PreparedView, study: Study, basis: Basis | None = None, alter: Alter | None = None
+) -> Scores:
+    """Score every image of ``view``, altered by ``alter``, then normalised by ``basis``.
+
+    The model is left in evaluation mode.
+    """
     model.eval()
     if study.task == "segmentation":
         return _outlined(model, view, study, basis)
     outputs: list[torch.Tensor] = []
     overlaps: list[Overlaps] = []
-    for rows, said in _forward(model, view, study, basis):
+    for rows, said in _forward(model, view, study, basis, alter):
         if isinstance(said, tuple):
             outputs.append(said[0].float().cpu())
             overlaps.append(_overlaps(said[1].float()[:, 0].sigmoid().cpu(), masks_of(view, rows).cpu(), rows.cpu()))
@@ -75,7 +83,7 @@ def first_pass(scores: Scores, study: Study, min_cell: int = 1) -> FirstPass:
 
 
 def _forward(
-    model: nn.Module, view: PreparedView, study: Study, basis: Basis | None
+    model: nn.Module, view: PreparedView, study: Study, basis: Basis | None, alter: Alter | None = None
 ) -> Iterator[tuple[torch.Tensor, Outputs]]:
     """Rows of the view and what the model says of them, some at a time."""
     device = device_of(model)
@@ -84,7 +92,7 @@ def _forward(
         for start in range(0, len(view), batch):
             rows = torch.arange(start, min(start + batch, len(view)), device=view.device)
             with precision(device):
-                images = view.floats(rows).to(device)
+                images = (view.floats(rows) if alter is None else alter(view.floats(rows), rows)).to(device)
                 images = layout(images if basis is None else basis.normalised(images))
                 two = study.outlines and study.task != "segmentation"
                 said: Outputs = both_stages(model, images) if two else model(images)

@@ -38,7 +38,7 @@ most_steps_a_round: null      # null: a study that counts steps in place of epoc
 smallest_cell: 10             # patients behind any count that leaves
 tasks: null                   # e.g. [binary, multiclass]; null: any
 classes: null                 # e.g. [normal, pneumonia*]; null: any
-statistics: [survey, classes, pixels, scores, moments, outlines]   # may leave beside weights; metrics are made of it
+statistics: [survey, classes, pixels, scores, subgroups, moments, outlines]   # may leave beside weights
 minimum_privacy: null         # e.g. {unit: patient, epsilon: 8.0, delta: 1.0e-5}: studies that give less are refused
 budget: null                  # e.g. {epsilon: 10.0, epsilon_a_study: 4.0, delta: 1.0e-5}: of all studies together; what
                               # they spent is in the ledger (`fedward site ledger`). null: recorded, not limited
@@ -56,11 +56,12 @@ approve_automatically: []     # e.g. [{coordinator: FINGERPRINT, classes: [norma
 """What a new site's policy says."""
 
 Role = Literal["data_manager", "privacy_officer", "operator"]
-Statistic = Literal["survey", "classes", "pixels", "scores", "moments", "outlines"]
+Statistic = Literal["survey", "classes", "pixels", "scores", "subgroups", "moments", "outlines"]
 STATISTICS: tuple[Statistic, ...] = ("survey", "scores", "moments")
 """Images per split; histograms of scores, sums of losses; sums over patients for intervals. Every study needs all.
 
-A study may ask for two more before round 1: counts by class, sums of pixels (``Study.surveyed``).
+A study may ask for two more before round 1: counts by class, sums of pixels (``Study.surveyed``); and of the test for
+one more: the same histograms and sums by sex, age, view and the like (``evaluation.by``).
 """
 
 
@@ -266,6 +267,9 @@ class Policy(Limits):
         surveyed = [name for name in study.surveyed if name not in self.statistics]
         if surveyed:
             yield _objection("statistics", f"its survey asks for {', '.join(surveyed)}", _allows(self.statistics))
+        by = study.evaluation.by
+        if by and "subgroups" not in self.statistics:
+            yield _objection("statistics", f"its test asks for subgroups by {', '.join(by)}", _allows(self.statistics))
 
     def _privacy(self, study: Study) -> Iterator[Objection]:
         """A study that protects patients protects each of their images too."""

@@ -30,6 +30,7 @@ from common.compression import TYPES, Compression, Update
 from common.errors import ProtocolError, StudyError, VersionMismatch
 from common.packing import pack, unpack
 from common.study import SecureAggregationSpec, Study
+from common.study_examined import LEVELS
 from common.survey import SPLITS
 from common.weights import DTYPES, FILES, STATISTICS, Weights
 
@@ -149,6 +150,15 @@ class EvaluateRequest:
     task: Task
     split: str
     weights: Weights
+    by: str = ""
+    """Count by the values of this, which the study names (``common.metrics.subgroups``); the test only."""
+    condition: str = ""
+    """Do this to the images first (``common.corruptions``), which the study names; the test only."""
+
+    @property
+    def about(self) -> str:
+        """The split, and what is asked of it: ``test``, ``test by sex``, ``test under blur 2``."""
+        return _about(self.split, self.by, self.condition)
 
 
 @dataclass(frozen=True)
@@ -159,6 +169,13 @@ class MomentsRequest:
     split: str
     weights: Weights
     reference: Statistics
+    by: str = ""
+    condition: str = ""
+
+    @property
+    def about(self) -> str:
+        """As :attr:`EvaluateRequest.about`."""
+        return _about(self.split, self.by, self.condition)
 
 
 @dataclass(frozen=True)
@@ -264,6 +281,7 @@ def seal(request: Request) -> Sealed:
         content["secure"] = ConfigRecord(secure.secured_fields(request.secured))
     if isinstance(request, EvaluateRequest | MomentsRequest):
         head["split"] = request.split
+        head |= {key: value for key, value in (("by", request.by), ("condition", request.condition)) if value}
         content["head"] = ConfigRecord(head)
         kind = EVALUATE
     if isinstance(request, MomentsRequest):
@@ -309,10 +327,12 @@ def open_request(message: Message) -> Request:
     split = _get(head, "split", str)
     if split not in EVALUATED:
         raise ProtocolError(f"a request names the split {split[:20]!r}; known: {', '.join(EVALUATED)}")
+    by, condition = _examined(head, task.study, split)
     if kind == EVALUATE:
-        return EvaluateRequest(task, split, weights)
+        return EvaluateRequest(task, split, weights, by, condition)
     if kind == MOMENTS:
-        return MomentsRequest(task, split, weights, unpack(_record(content, "statistics", ArrayRecord), STATISTICS))
+        reference = unpack(_record(content, "statistics", ArrayRecord), STATISTICS)
+        return MomentsRequest(task, split, weights, reference, by, condition)
     raise ProtocolError(f"unknown kind of request {kind[:40]!r}; upgrade this site")
 
 
@@ -494,6 +514,24 @@ def _anchors(head: Mapping[str, Any], most: int) -> tuple[bytes, ...]:
     if len(found) > most or not all(isinstance(one, bytes) and 0 < len(one) <= anchors.MOST_BYTES for one in found):
         raise ProtocolError(f"a message's anchors are more than {most}, or not of their size; upgrade the other side")
     return tuple(found)
+
+
+def _examined(head: Mapping[str, Any], study: Study, split: str) -> tuple[str, str]:
+    """By what an evaluation counts, and what it does to the images: only what the hospital has approved."""
+    by = _get(head, "by", str) if "by" in head else ""
+    condition = _get(head, "condition", str) if "condition" in head else ""
+    if (by and condition) or ((by or condition) and split != "test"):
+        raise ProtocolError("an evaluation counts by groups, or alters images, of the test and one at a time")
+    if by and by not in study.evaluation.by:
+        raise ProtocolError(f"an evaluation asks by {by[:40]!r}, which its study does not name")
+    name, _, level = condition.partition(" ")
+    if condition and (name not in study.evaluation.robustness or level not in map(str, LEVELS)):
+        raise ProtocolError(f"an evaluation asks for images under {condition[:40]!r}, which its study does not name")
+    return by, condition
+
+
+def _about(split: str, by: str, condition: str) -> str:
+    return f"{split} by {by}" if by else f"{split} under {condition}" if condition else split
 
 
 def _basis(head: Mapping[str, Any], study: Study) -> Basis | None:

@@ -23,6 +23,7 @@ from common.errors import StudyError
 from common.frozen import FrozenDict
 from common.study_central import CentralPrivacySpec, check_central
 from common.study_data import DataSpec, FoldSpec, PhantomSpec
+from common.study_examined import check_examined
 from common.study_fields import Labels, Part, Scalar, label_text
 from common.study_outlines import SEGMENTERS, LesionSpec, check_outlines, outlines_first
 from common.study_parts import (
@@ -111,6 +112,10 @@ _ADDED: dict[str, Any] = {
     "training.outline_loss": "dice_ce",
     "training.outline_weight": 1.0,
     "evaluation.lesions": LesionSpec().model_dump(mode="json"),
+    "evaluation.subgroups": [],
+    "evaluation.age_bands": [20, 40, 60, 80],
+    "evaluation.errors_by": [],
+    "evaluation.robustness": [],
 }
 """Keys added after hospitals had approved studies, and what they are where nobody uses them.
 
@@ -202,6 +207,7 @@ class Study(Part):
         check_privacy(self)
         check_secure(self)
         check_central(self)
+        check_examined(self)
         return self
 
     def _check_fold(self) -> None:

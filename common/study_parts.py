@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from common.frozen import FrozenDict
+from common.study_examined import AgeBands, Columns, Robustness
 from common.study_fields import Fraction, NonNegative, Parameters, Part, Positive
 from common.study_outlines import LesionSpec
 from common.study_secure import SecureAggregationSpec
@@ -232,12 +233,29 @@ class ThresholdSpec(Part):
 
 
 class EvaluationSpec(Part):
+    """How models are tested, and what else is asked of the kept one (``common.study_examined``).
+
+    ``subgroups`` are attributes (sex, age, view, device, site, …) by whose values the test is counted again;
+    ``errors_by`` are attributes or columns of labels by which only mistakes are; ``robustness`` names what is done to
+    the test images, at five levels each.
+    """
+
     threshold: ThresholdSpec = ThresholdSpec()
     bins: Annotated[int, Field(ge=16, le=1 << 20)] = 1 << 14
     min_cell: Annotated[int, Field(ge=1)] = 1
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     bootstrap: Annotated[int, Field(ge=100)] = 2000
     lesions: LesionSpec = LesionSpec()
+    subgroups: Columns = ()
+    age_bands: AgeBands = (20, 40, 60, 80)
+    """First years of the bands into which ages are put, but of the youngest."""
+    errors_by: Columns = ()
+    robustness: Robustness = ()
+
+    @property
+    def by(self) -> tuple[str, ...]:
+        """Everything by whose values the test is counted again."""
+        return tuple(dict.fromkeys((*self.subgroups, *self.errors_by)))
 
 
 class PartitionSpec(Part):

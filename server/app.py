@@ -21,6 +21,7 @@ from common.study import Study
 from server.asking import Link
 from server.desk import CHECKPOINT
 from server.events import EventLog, JsonLines
+from server.examining import examine
 from server.results import arm_json, finish, write_model
 from server.rounds import Arm, Work, quorum_of, survey
 from server.survey import take
@@ -58,10 +59,12 @@ def train(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: P
     if present != sites:
         away = sorted(set(sites) - set(present))
         link.events.emit("alert", kind="site-lost", sites=away, why="absent from the last round and from the test")
-    tested = None
+    tested = examined = None
     while tested is None:
         try:
-            tested = test_model(link, work, arm.weights, arm.thresholds, present, own=present, outline=arm.outline)
+            found = test_model(link, work, arm.weights, arm.thresholds, present, own=present, outline=arm.outline)
+            examined = examine(link, work, arm.weights, arm.thresholds, present)
+            tested = found
         except SiteGone as gone:
             if len(present) <= work.quorum:
                 raise
@@ -71,7 +74,7 @@ def train(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: P
     own = {
         site: {"test": {m: i.to_dict() for m, i in summary.overall.items()}} for site, summary in tested.sites.items()
     }
-    arms = {"federated": arm_json(arm, tested) | {"sites": own}}
+    arms = {"federated": arm_json(arm, tested, examined) | {"sites": own}}
     trained = trained_by(arm.progress.history)
     unpaid = arm.progress.facts.get("unpaid", [])
     result: dict[str, Any] = {"study_hash": study.hash, "arms": arms, "absent": absent, "trained": trained}

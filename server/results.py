@@ -20,6 +20,8 @@ from common.study import Study
 from common.weights import Weights, save
 from server.calibration import calibration_json
 from server.checkpoints import Progress
+from server.examined import examined_json
+from server.examining import Examined
 from server.rounds import Work
 from server.testing import Tested
 
@@ -131,8 +133,8 @@ def _promises(arm: Trained) -> dict[str, Any]:
     }
 
 
-def arm_json(arm: Trained, tested: Tested) -> dict[str, Any]:
-    """Training history and test result of one arm, as in ``results.json``."""
+def arm_json(arm: Trained, tested: Tested, examined: Examined | None = None) -> dict[str, Any]:
+    """Training history and test result of one arm, as in ``results.json``; of the kept model what else was asked."""
     study, progress = arm.work.study, arm.progress
     return {
         **_promises(arm),
@@ -146,6 +148,7 @@ def arm_json(arm: Trained, tested: Tested) -> dict[str, Any]:
         "calibration": calibration_json(tested.overall.reference.counts, arm.validation.counts, study.scored_classes)
         if study.task != "segmentation"  # an image's score is then the edge of its outline, and no probability
         else {},
+        **(examined_json(examined, tested.overall, study) if examined is not None else {}),
         "history": progress.history,
     }
 

@@ -69,7 +69,7 @@ def test_model(
     found: dict[str, FirstPass] = {}
     first = protocol.EvaluateRequest(task, split, weights)
     for answer in Call(link, first, sites, deadline, lambda: len(sites) - len(found)).answers():
-        found[answer.site] = _read(answer, task, lambda arrays: FirstPass.from_arrays(arrays, study))
+        found[answer.site] = read(answer, task, lambda arrays: FirstPass.from_arrays(arrays, study))
         moved += answer.bytes
     merged = FirstPass.zero(study)
     for site in sorted(found):
@@ -81,7 +81,7 @@ def test_model(
         reference = Reference(first.counts, thresholds)
         request = protocol.MomentsRequest(task, split, weights, reference.to_arrays())
         for answer in Call(link, request, group, deadline, lambda: len(group) - len(parts)).answers():
-            parts[answer.site] = _read(answer, task, lambda arrays: Moments.from_arrays(arrays, layout))
+            parts[answer.site] = read(answer, task, lambda arrays: Moments.from_arrays(arrays, layout))
             moved += answer.bytes
         total = Moments.zero(layout)
         for site in sorted(parts):  # floats: added in site order, so that arrival does not show
@@ -93,7 +93,7 @@ def test_model(
     return Tested(overall, alone, moved)
 
 
-def _read(answer: Answer, task: protocol.Task, parse: Callable[[protocol.Statistics], T]) -> T:
+def read(answer: Answer, task: protocol.Task, parse: Callable[[protocol.Statistics], T]) -> T:
     try:
         return statistics_of(answer, task.round, parse)
     except ReplyRefused as error:

@@ -19,6 +19,7 @@ from common.files import write_atomically
 from common.study import Study
 from server.asking import Link
 from server.events import EventLog, JsonLines, Sink
+from server.examining import examine
 from server.report import write_metrics_csv, write_report
 from server.results import Trained, arm_json, write_model
 from server.rounds import survey
@@ -212,12 +213,14 @@ class Run:
         link.events.emit("testing", repeat=number)
         with self.stopwatch.phase("testing"):
             tested = test_all(link, trained, hospitals, workers)
+            kept = trained.get("federated") or trained.get("pooled")
+            examined = kept if kept is None else examine(link, kept.work, kept.weights, kept.thresholds, hospitals)
         with self.stopwatch.phase("comparing"), _resident(link.grid) as resident:
             differences = compared(resident, self.directories, trained, study, number)
         arms: dict[str, Any] = {}
         for name in ("federated", "pooled"):
             if name in trained:
-                arms[name] = arm_json(trained[name], tested[name])
+                arms[name] = arm_json(trained[name], tested[name], examined if trained[name] is kept else None)
                 own = tested[name].sites
                 arms[name]["sites"] = {
                     site: {
@@ -236,7 +239,7 @@ class Run:
             arms["local"] = local_json(alone)
         add_spending(study, self.prepared.sites, arms)
         moved = sum(record["bytes"] for arm in trained.values() for record in arm.progress.history)
-        moved += sum(result.bytes for result in tested.values())
+        moved += sum(result.bytes for result in tested.values()) + (examined.bytes if examined else 0)
         result = self._result(number, arms, differences, moved)
         self._write_repeat(number, result, trained)
         return result

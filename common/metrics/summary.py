@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from common.metrics.counts import auc_bounds, roc
+from common.metrics.estimates import Estimate
 from common.metrics.intervals import UNDEFINED, Interval, interval
 from common.metrics.layout import Floats, Ints
 from common.metrics.moments import Moments
@@ -104,6 +105,50 @@ def with_outlines(summary: Summary, outlines: Outlines | None, at: int | None, c
         return summary
     overall = {**outlines.metrics(at, confidence), **summary.overall}
     return replace(summary, overall=overall, outlines=outlines)
+
+
+def estimate(reference: Reference, moments: Moments | None, metric: str, column: int) -> Estimate | None:
+    """One metric of class ``column`` (the last: over all classes), for comparisons; ``None`` where undefined.
+
+    Without ``moments`` (small cells hidden) between its worst and its best, and as sure as if a patient had one image.
+    Raises ``ValueError`` where ``moments`` are of other patients, or one of their sums was withheld.
+    """
+    row, counts = METRICS.index(metric), reference.counts
+    worst, best = _table(reference)
+    if np.isnan(worst[row, column]) or np.isnan(best[row, column]):
+        return None
+    if moments is None:
+        support = _patients_behind(reference, metric, column)
+        return Estimate(float(worst[row, column]), float(best[row, column]), None, max(support, 1.0))
+    if moments.patients != counts.patients or moments.withheld[row, column]:
+        raise ValueError("the second pass is not of the first one's patients")
+    exact = np.concatenate([_auc_row(reference.auc), _values(reference, reference.tallies[0])])
+    value = float(exact[row, column])
+    variance, n = _variance(reference, moments, exact, row, column)
+    return Estimate(value, value, variance, n)
+
+
+def _table(reference: Reference) -> tuple[Floats, Floats]:
+    """``(7, C + 1)`` METRICS at their worst and at their best."""
+    bounds = (reference.auc, reference.auc) if reference.counts.exact else auc_bounds(reference.counts)
+    worst, best = (
+        np.concatenate([_auc_row(row), _values(reference, tally)])
+        for row, tally in zip(bounds, reference.tallies, strict=True)
+    )
+    return worst, best
+
+
+def _patients_behind(reference: Reference, metric: str, column: int) -> float:
+    """Patients, at least, that a metric rests on; of a mean over classes, those of the class that has fewest."""
+    counts = reference.counts
+    columns = range(counts.layout.classes) if column == counts.layout.classes else (column,)
+    pairs = [counts.class_patients[one] for one in columns if counts.totals[one].all()]
+    if not pairs:
+        return 1.0
+    side = {"sensitivity": 1, "specificity": 0}.get(metric)
+    if metric == "accuracy":
+        return float(max(counts.patients, 1))
+    return float(min(pair.min() if side is None else pair[side] for pair in pairs))
 
 
 def _values(reference: Reference, tally: Tally) -> Floats:
