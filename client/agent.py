@@ -23,7 +23,7 @@ from client.anchoring import Anchoring
 from client.app import Resident, handle
 from client.approvals import Approvals
 from client.federation import Membership, update_roster
-from client.feedback import RESIDUALS, forget
+from client.feedback import RESIDUALS, Residuals
 from client.fleet import Connection, Pace, serve
 from client.health import Pulse, Task, Work
 from client.home import Home
@@ -33,6 +33,7 @@ from client.ledger import Ledger
 from client.left import REPLY
 from client.payment import Payment, Purse
 from client.peers import Peers
+from client.personal import PERSONAL, Personal
 from client.policy import Policy
 from client.releases import RELEASES, Releases
 from client.replies import Identity, Replies
@@ -206,7 +207,8 @@ class Agent:
         return self._counted[key]
 
     def _forget(self, study: str) -> None:
-        forget(self.home.state / RESIDUALS, study)
+        Residuals.forget(self.home.state / RESIDUALS, study)
+        Personal.forget(self.home.state / PERSONAL, study)
         erased = self._replies.forget(study)
         if erased:
             self.home.record("replies-erased", {"study": study, "replies": erased})

@@ -20,11 +20,14 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from client.choice import choose
 from client.evaluation import Scores, first_pass, predict
 from client.examining import alteration, count_by, moments_by
 from client.feedback import compressed
 from client.noise_shares import noised_steps
+from client.own_model import own_weights
 from client.peers import Peers
+from client.personal import OwnPart
 from client.private import PrivateFit
 from client.releases import RELEASES, Releases
 from client.secagg import SecureSums, SimulatedStore
@@ -45,7 +48,7 @@ from common.models import build
 from common.noise_shares import shares_of
 from common.randomness import seed_for
 from common.study import Study
-from common.weights import Weights, all_finite, changing_names, digest, restore, state_of, trainable_names
+from common.weights import Weights, all_finite, changing_names, digest, restore, trainable_names
 
 logger = logging.getLogger("fedward.client")
 
@@ -168,24 +171,26 @@ def train(
         raise ModelError("the weights that came are not finite; the coordinator must go on from an earlier round")
     view = site.require(study, "train")
     model = resident.model(study, site.device)
-    restore(model, request.weights)
+    part = OwnPart.begin(request, site, model, view)
     if study.privacy is not None:
         private = PrivateFit(model, view, study, task.round)
         spend(private.spends)
         fit, seconds = private.run(), 0.0
     else:
         spend(None)
-        fit = LocalFit(model, view, study, FitSeed(study.seed, task.repeat, site.alias, task.round), task.basis).run()
+        seed = FitSeed(study.seed, task.repeat, site.alias, task.round)
+        fit = LocalFit(model, view, study, seed, task.basis, part.correction).run()
         seconds = time.perf_counter() - started
         if study.counts_kept:
             fit, seconds = replace(fit, examples=1, loss=None), 0.0
-    whole = state_of(model, copy=False)  # encoded before the model changes
-    state: Weights = {name: whole[name] for name in changing_names(model)}
+    whole = part.end()  # encoded before the model changes
+    state: Weights = {name: whole[name] for name in changing_names(model) if name in whole}
+    names = tuple(name for name in trainable_names(model) if name in state)
     if task.summed is not None:
-        state = _summable(state, request, trainable_names(model), task.summed.clip)
+        state = _summable(state, request, names, task.summed.clip)
     if task.compression == "none":
-        return protocol.TrainReply(site.alias, task.round, state, fit.examples, fit.loss, seconds)
-    update = compressed(request, site, state, trainable_names(model))
+        return protocol.TrainReply(site.alias, task.round, state, fit.examples, fit.loss, seconds, part.pace)
+    update = compressed(request, site, state, names)
     return protocol.UpdateReply(site.alias, task.round, update, fit.examples, fit.loss, seconds)
 
 
@@ -212,18 +217,37 @@ def train_masked(request: protocol.TrainRequest, site: Site, resident: Resident,
 def evaluate(request: protocol.EvaluateRequest, site: Site, resident: Resident) -> protocol.StatisticsReply:
     started = time.perf_counter()
     study = request.task.study
-    scores = resident.scores(site, study, request.split, request.weights, request.task.basis, request.condition)
+    scores = _scores(request, site, resident)
     if request.by:
         found = count_by(request, site, scores)
     else:
         found = first_pass(scores, study, study.evaluation.min_cell).to_arrays()
-    return protocol.StatisticsReply(site.alias, request.task.round, found, time.perf_counter() - started)
+    chosen = _chosen(request, site, resident, scores)
+    seconds = time.perf_counter() - started
+    return protocol.StatisticsReply(site.alias, request.task.round, found, seconds, chosen)
+
+
+def _scores(request: protocol.EvaluateRequest | protocol.MomentsRequest, site: Site, resident: Resident) -> Scores:
+    """Of the weights that came, or of the site's own model."""
+    task, weights = request.task, request.weights
+    if request.personal is not None:
+        weights = own_weights(task, site, resident, weights, request.personal)
+    return resident.scores(site, task.study, request.split, weights, task.basis, request.condition)
+
+
+def _chosen(request: protocol.EvaluateRequest, site: Site, resident: Resident, own: Scores) -> str:
+    """Which of its two models this site would run, where both can be scored on its validation images."""
+    task, personal = request.task, request.task.personal
+    if request.personal is None or personal is None or personal.split or request.split != "val":
+        return ""
+    of_all = resident.scores(site, task.study, request.split, request.weights, task.basis)
+    return choose("global", {"global": of_all, "personal": own}, fewest=task.study.evaluation.min_cell)
 
 
 def moments(request: protocol.MomentsRequest, site: Site, resident: Resident) -> protocol.StatisticsReply:
     started = time.perf_counter()
     study = request.task.study
-    scores = resident.scores(site, study, request.split, request.weights, request.task.basis, request.condition)
+    scores = _scores(request, site, resident)
     if request.by:
         found = moments_by(request, site, scores)
         return protocol.StatisticsReply(site.alias, request.task.round, found, time.perf_counter() - started)

@@ -47,7 +47,7 @@ _OPTIONAL = (
 """Identity keys never travel, in a backup either: a restored site makes a new identity. Nor do decisions about studies,
 and replies, which are those of a state that has gone by: its people are asked again. Which private rounds were trained
 the ledger knows."""
-_LEFT_OUT = ("views", "replies.sqlite", "residuals.sqlite")
+_LEFT_OUT = ("views", "replies.sqlite", "residuals.sqlite", "personal.sqlite")
 _LARGEST_LIST = 2**24
 
 

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from client.describe_personal import fits_a_round, last_passes, personal_words
 from client.describe_privacy import central_words, leaves_of_private, private_words
 from client.describe_secure import masked_words
 from client.judgement import Federation
@@ -86,6 +87,7 @@ def describe(
         *([("Budget", budget)] if budget else []),
         *([("Masked", masked_words(study, federation))] if study.federation.secure_aggregation is not None else []),
         *([("Central", central_words(study))] if study.central_privacy is not None else []),
+        *([("Its own", personal_words(study))] if study.personalisation is not None else []),
         ("Coordinator", f"{federation.name}, key {federation.coordinator}. It sees what this site sends."),
         *(("" if number else "Sites", f"{alias}, key {key}") for number, (alias, key) in _sites(federation)),
         ("Expires", _expires(study, policy)),
@@ -160,11 +162,13 @@ def _work(study: Study, images: Mapping[str, int] | None, images_per_s: float | 
     trained: int | None = None
     if epochs is not None:
         passes = f"{epochs} passes over the training images" if epochs > 1 else "one pass over the training images"
-        trained = None if images is None else images.get("train", 0) * epochs * rounds
+        each = epochs * rounds * fits_a_round(study) + last_passes(study)
+        trained = None if images is None else images.get("train", 0) * each
     else:
         what = "images" if study.privacy is None else f"{study.privacy.unit}s on average"
         passes = f"{training.local_steps} steps of {training.batch_size} {what}"
-        trained = (training.local_steps or 0) * training.batch_size * rounds
+        trained = (training.local_steps or 0) * training.batch_size * rounds * fits_a_round(study)
+        trained += 0 if images is None else images.get("train", 0) * last_passes(study)
     text = f"{rounds} rounds with {passes} in each; fewer if the study stops early."
     if trained is None:
         return text
@@ -189,7 +193,8 @@ def _leaves(study: Study) -> str:
     if study.counts_kept:
         return leaves_of_private(study, _trained(study)) + ("" if study.metrics_suppressed else told)
     counted = "how many images it was trained on, their mean loss"
-    fit = f"{_trained(study)}, {counted}, and how long it took"
+    paced = study.personalisation is not None and study.personalisation.method == "scaffold"
+    fit = f"{_trained(study)}, {counted}, {'the sum of its learning rates, ' if paced else ''}and how long it took"
     if study.federation.secure_aggregation is not None:
         fit = f"{_trained(study)}, {counted}: all of it masked"
     return f"How many labelled images there are per split. {_surveyed(study)}From each round {fit}. {told}"
@@ -197,6 +202,12 @@ def _leaves(study: Study) -> str:
 
 def _trained(study: Study) -> str:
     """What leaves of the model after a fit."""
+    if study.norms_stay:
+        return f"{_in_form(study)}, but not its norm layers"
+    return _in_form(study)
+
+
+def _in_form(study: Study) -> str:
     match study.federation.compression:
         case "fp16":
             return "how training here changed the model's weights, rounded to 16 bits each"

@@ -21,13 +21,14 @@ def kinds(study: Study, reply: protocol.Reply) -> list[str]:
             return [f"{what}, noised"]
         if study.counts_kept:
             return [what]
-        return [what, "number of images", "training loss", "seconds"]
+        paced = isinstance(reply, protocol.TrainReply) and reply.pace is not None
+        return [what, "number of images", "training loss", "seconds", *(["sum of learning rates"] if paced else [])]
     if isinstance(reply, MaskedReply):
         if study.noised_at_sites:
             return ["weights, noised and masked"]
         return [f"{what}, masked" for what in ("weights", "number of images", "training loss")]
     if isinstance(reply, protocol.StatisticsReply):
-        return ["counts of scores", "seconds"]
+        return ["counts of scores", "seconds", *(["choice of model"] if reply.chosen else [])]
     if isinstance(reply, protocol.Receipt):
         return ["receipt"]
     return []

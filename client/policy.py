@@ -166,6 +166,11 @@ class Limits(Part):
         elif self.most_epochs_a_round is not None:
             # How many epochs these steps are depends on how many images are here: not for a coordinator to find out.
             yield _objection("most_steps_a_round", f"training.local_steps is {steps}", "allows none that counts steps")
+        personal = study.personalisation
+        if personal is not None and personal.method == "finetune":
+            yield from _too_many(
+                "most_epochs_a_round", "personalisation.epochs", personal.most_epochs, self.most_epochs_a_round
+            )
 
 
 class AutomaticRule(Limits):

@@ -95,6 +95,10 @@ class Site:
             home.record(STUDY_USED, facts)
         self.noted.add((study.hash, vault.generation))
 
+    def memory(self, name: str) -> Path:
+        """Where a file of what studies leave it with lies: in its state, of a simulated one beside its vault."""
+        return self.folders[0].parent / name
+
     @property
     def alias(self) -> str:
         return self.config.alias

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from client.objective import Truth, objective_of
 from client.optimiser import make_optimiser, step
+from client.steering import Steering
 from client.vault.prepared import PreparedView
 from common.augment import Augmenter
 from common.basis import Basis
@@ -85,10 +86,16 @@ class LocalFit:
     """Trains a resident model in place for one round."""
 
     def __init__(
-        self, model: nn.Module, view: PreparedView, study: Study, seed: FitSeed, basis: Basis | None = None
+        self,
+        model: nn.Module,
+        view: PreparedView,
+        study: Study,
+        seed: FitSeed,
+        basis: Basis | None = None,
+        steering: Steering | None = None,
     ) -> None:
         """``basis``: what the study takes from its survey, where it does."""
-        self.basis = basis
+        self.basis, self.steering = basis, steering
         self.model, self.view, self.study, self.seed = model, view, study, seed
         self.device = device_of(model)
         self.spec = study.training
@@ -97,7 +104,7 @@ class LocalFit:
         self.augment = Augmenter(study.augment)
         self.parameters = trainable(model)
         self.has_batch_norm = any(True for _ in batch_norms(model))
-        self.proximal_mu = proximal_mu(study)
+        self.proximal_mu = proximal_mu(study) if steering is None else 0.0
         self.per_round = self._epochs_per_round()
         if self.has_batch_norm and len(view) < 2:
             raise DataError("batch norm needs at least two training images; use model.norm: group")
@@ -200,9 +207,13 @@ class LocalFit:
         penalty = self._penalty()
         if penalty is not None:
             penalty.backward()  # type: ignore[no-untyped-call]
+        if self.steering is not None:
+            self.steering.gradients()
         if self.spec.optimiser.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.spec.optimiser.clip_norm)
         step(optimiser)
+        if self.steering is not None:
+            self.steering.stepped(optimiser.param_groups[0]["lr"])
         return total
 
     def _batch(self, indices: Tensor, noise: torch.Generator) -> tuple[Tensor, Truth]:

@@ -13,7 +13,7 @@ import math
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -29,16 +29,18 @@ from common.basis import Basis, check_given
 from common.compression import TYPES, Compression, Update
 from common.errors import ProtocolError, StudyError, VersionMismatch
 from common.packing import pack, unpack
-from common.study import SecureAggregationSpec, Study
+from common.study import PersonalisationSpec, SecureAggregationSpec, Study
 from common.study_examined import LEVELS
 from common.survey import SPLITS
-from common.weights import DTYPES, FILES, STATISTICS, Weights
+from common.weights import DTYPES, FILES, STATISTICS, Weights, all_finite
 
 VERSION = 2
 """Raised whenever a message changes meaning; both sides must speak the same."""
 
 SURVEY, TRAIN, EVALUATE, MOMENTS = "query.survey", "train.fit", "evaluate.scores", "evaluate.moments"
 DELIVER = "query.model"
+CHOICES = ("global", "personal")
+"""Models of which a site chooses one on its own validation images (``client.choice``)."""
 EVALUATED = ("val", "test")
 """Splits that may be asked for: what a model was trained on says nothing of it, and much of patients."""
 
@@ -52,6 +54,7 @@ _MOST = (1 << 31) - 1
 _MOST_SECONDS = 1 << 37
 _ROSTER_BYTES = 1 << 20
 _SURVEY_CHARACTERS = 1000
+_COUNTED_CHARACTERS = 1 << 17
 _MANIFEST_BYTES = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SCALES = ("float32",)
@@ -84,6 +87,21 @@ class Task:
         """How fits are summed under masks; a single hospital's and pooled images' are not."""
         return self.study.federation.secure_aggregation if self.arm == "federated" else None
 
+    @property
+    def personal(self) -> PersonalisationSpec | None:
+        """What sites have of their own; a single hospital and pooled images are trained as if there were no others."""
+        return self.study.personalisation if self.arm == "federated" else None
+
+
+@dataclass(frozen=True)
+class Variates:
+    """What SCAFFOLD sends with the weights."""
+
+    all_sites: Weights = field(default_factory=dict)
+    """c, by trained name; empty before any fit: zeros."""
+    counted: Mapping[str, int] = field(default_factory=dict)
+    """Alias -> the last round whose fit of that site is in c. A later one was refused, or lost on its way."""
+
 
 @dataclass(frozen=True)
 class SurveyRequest:
@@ -114,13 +132,15 @@ class TrainRequest:
     weights: Weights
     secured: secure.Secured | None = None
     """Where the task is ``summed``: the reply is a :class:`~common.secure_messages.MaskedReply`."""
+    variates: Variates = field(default_factory=Variates)
 
 
 @dataclass(frozen=True)
 class TrainReply:
     """One local fit: weights after it, ``examples`` trained on, mean loss, seconds it took.
 
-    Of a private one neither images nor loss nor time leave: ``examples`` is 1, ``loss`` ``None``, ``seconds`` 0.
+    Under FedBN the weights are those that are shared. Of a private fit neither images nor loss nor time leave:
+    ``examples`` is 1, ``loss`` ``None``, ``seconds`` 0.
     """
 
     site: str
@@ -129,6 +149,8 @@ class TrainReply:
     examples: int
     loss: float | None
     seconds: float
+    pace: float | None = None
+    """Of SCAFFOLD: the sum of the learning rates of its steps (``common.variates``)."""
 
 
 @dataclass(frozen=True)
@@ -154,11 +176,13 @@ class EvaluateRequest:
     """Count by the values of this, which the study names (``common.metrics.subgroups``); the test only."""
     condition: str = ""
     """Do this to the images first (``common.corruptions``), which the study names; the test only."""
+    personal: int | None = None
+    """The round whose own model of the site, made with these weights, is meant; ``None``: the weights as they are."""
 
     @property
     def about(self) -> str:
-        """The split, and what is asked of it: ``test``, ``test by sex``, ``test under blur 2``."""
-        return _about(self.split, self.by, self.condition)
+        """The split, and what is asked of it: ``test``, ``test by sex``, ``test under blur 2``, ``val own 3``."""
+        return _about(self.split, self.by, self.condition, self.personal)
 
 
 @dataclass(frozen=True)
@@ -171,11 +195,13 @@ class MomentsRequest:
     reference: Statistics
     by: str = ""
     condition: str = ""
+    personal: int | None = None
+    """As of :class:`EvaluateRequest`."""
 
     @property
     def about(self) -> str:
         """As :attr:`EvaluateRequest.about`."""
-        return _about(self.split, self.by, self.condition)
+        return _about(self.split, self.by, self.condition, self.personal)
 
 
 @dataclass(frozen=True)
@@ -197,6 +223,8 @@ class StatisticsReply:
     round: int
     statistics: Statistics
     seconds: float
+    chosen: str = ""
+    """Of :data:`CHOICES`, where the site's own model was scored on validation images beside that of all."""
 
 
 @dataclass(frozen=True)
@@ -279,9 +307,15 @@ def seal(request: Request) -> Sealed:
         kind = TRAIN
     if isinstance(request, TrainRequest) and request.secured is not None:
         content["secure"] = ConfigRecord(secure.secured_fields(request.secured))
+    if isinstance(request, TrainRequest) and request.variates.counted:
+        content["variates"] = pack(request.variates.all_sites, ("float32",))
+        head["counted"] = json.dumps(dict(request.variates.counted))
+        content["head"] = ConfigRecord(head)
     if isinstance(request, EvaluateRequest | MomentsRequest):
         head["split"] = request.split
         head |= {key: value for key, value in (("by", request.by), ("condition", request.condition)) if value}
+        if request.personal is not None:
+            head["personal"] = request.personal
         content["head"] = ConfigRecord(head)
         kind = EVALUATE
     if isinstance(request, MomentsRequest):
@@ -322,17 +356,18 @@ def open_request(message: Message) -> Request:
     weights = unpack(_record(content, "weights", ArrayRecord), DTYPES)
     if kind == TRAIN:
         if task.summed is None:
-            return TrainRequest(task, weights)
+            return TrainRequest(task, weights, variates=_variates(content, head, task))
         return TrainRequest(task, weights, secure.open_secured(_record(content, "secure", ConfigRecord)))
     split = _get(head, "split", str)
     if split not in EVALUATED:
         raise ProtocolError(f"a request names the split {split[:20]!r}; known: {', '.join(EVALUATED)}")
+    personal = _personal(head, task)
     by, condition = _examined(head, task.study, split)
     if kind == EVALUATE:
-        return EvaluateRequest(task, split, weights, by, condition)
+        return EvaluateRequest(task, split, weights, by, condition, personal)
     if kind == MOMENTS:
         reference = unpack(_record(content, "statistics", ArrayRecord), STATISTICS)
-        return MomentsRequest(task, split, weights, reference, by, condition)
+        return MomentsRequest(task, split, weights, reference, by, condition, personal)
     raise ProtocolError(f"unknown kind of request {kind[:40]!r}; upgrade this site")
 
 
@@ -357,8 +392,9 @@ def answer(reply: Reply, request: Message) -> Message:
             head |= {"kind": "update", "round": reply.round}
             content["update"] = pack(reply.update.arrays, TYPES)
             content["scales"] = pack({"scales": reply.update.scales}, _SCALES)
-        loss = {} if reply.loss is None else {"loss": reply.loss}
-        content["facts"] = MetricRecord({"examples": reply.examples, "seconds": reply.seconds, **loss})
+        told = {"loss": reply.loss, "pace": reply.pace if isinstance(reply, TrainReply) else None}
+        facts: dict[str, int | float] = {name: value for name, value in told.items() if value is not None}
+        content["facts"] = MetricRecord({"examples": reply.examples, "seconds": reply.seconds, **facts})
     elif isinstance(reply, secure.MaskedReply):
         head |= {"kind": "masked", "round": reply.round}
         content["row"] = pack({"row": reply.row}, secure.ROW)
@@ -367,6 +403,7 @@ def answer(reply: Reply, request: Message) -> Message:
         content["secure"] = ConfigRecord(secure.reply_fields(reply))
     else:
         head |= {"kind": "statistics", "round": reply.round}
+        head |= {"chosen": reply.chosen} if reply.chosen else {}
         content["statistics"] = pack(reply.statistics, STATISTICS)
         content["facts"] = MetricRecord({"seconds": reply.seconds})
     content["head"] = ConfigRecord(head)
@@ -412,12 +449,19 @@ def open_reply(message: Message) -> Reply:
     if not 0.0 <= seconds < math.inf:
         raise ProtocolError(f"{site} says it took {seconds} seconds; upgrade that site")
     if kind == "statistics":
-        return StatisticsReply(site, round_, unpack(_record(content, "statistics", ArrayRecord), STATISTICS), seconds)
+        chosen = _get(head, "chosen", str) if "chosen" in head else ""
+        if chosen and chosen not in CHOICES:
+            raise ProtocolError(f"{site} chose a model that there is not; upgrade that site")
+        statistics = unpack(_record(content, "statistics", ArrayRecord), STATISTICS)
+        return StatisticsReply(site, round_, statistics, seconds, chosen)
     examples, loss = _get(facts, "examples", int), _get(facts, "loss", float) if "loss" in facts else None
     if kind == "update":
         return UpdateReply(site, round_, _update(content), examples, loss, seconds)
     weights = unpack(_record(content, "weights", ArrayRecord), DTYPES)
-    return TrainReply(site, round_, weights, examples, loss, seconds)
+    pace = _get(facts, "pace", float) if "pace" in facts else None
+    if pace is not None and not 0.0 < pace < math.inf:
+        raise ProtocolError(f"{site} says that its steps add up to {pace}; upgrade that site")
+    return TrainReply(site, round_, weights, examples, loss, seconds, pace)
 
 
 def add_anchors(reply: Message, anchored: anchors.Anchored) -> None:
@@ -530,8 +574,9 @@ def _examined(head: Mapping[str, Any], study: Study, split: str) -> tuple[str, s
     return by, condition
 
 
-def _about(split: str, by: str, condition: str) -> str:
-    return f"{split} by {by}" if by else f"{split} under {condition}" if condition else split
+def _about(split: str, by: str, condition: str, personal: int | None) -> str:
+    text = f"{split} by {by}" if by else f"{split} under {condition}" if condition else split
+    return text if personal is None else f"{text} own {personal}"
 
 
 def _basis(head: Mapping[str, Any], study: Study) -> Basis | None:
@@ -568,6 +613,38 @@ def _row(content: RecordDict) -> NDArray[np.uint64]:
     if len(found) != 1 or row is None or row.ndim != 1:
         raise ProtocolError("a masked reply is not one row of numbers; upgrade that site")
     return row
+
+
+def _variates(content: RecordDict, head: Mapping[str, Any], task: Task) -> Variates:
+    """SCAFFOLD's, where they came. Whether they are of the study's model is for the fit to see."""
+    if "variates" not in content:
+        return Variates()
+    if task.personal is None or task.personal.method != "scaffold":
+        raise ProtocolError("control variates came with a study that has none; upgrade the coordinator")
+    text = _get(head, "counted", str)
+    try:
+        counted = json.loads(text) if len(text) <= _COUNTED_CHARACTERS else None
+    except (ValueError, RecursionError):
+        counted = None
+    last = task.round - 1
+    if not isinstance(counted, dict) or not all(type(n) is int and 1 <= n <= last for n in counted.values()):
+        raise ProtocolError("control variates came without the rounds that are in them; upgrade the coordinator")
+    arrays = unpack(_record(content, "variates", ArrayRecord), ("float32",))
+    if not all_finite(arrays):
+        raise ProtocolError("control variates came that are not finite; the coordinator must go back a round")
+    return Variates(arrays, counted)
+
+
+def _personal(head: Mapping[str, Any], task: Task) -> int | None:
+    """The round whose own model of the site is meant."""
+    if "personal" not in head:
+        return None
+    round_ = _get(head, "personal", int)
+    if task.personal is None or not task.personal.own_models:
+        raise ProtocolError("a site's own model is asked for, and its study has none; upgrade the coordinator")
+    if not 0 <= round_ <= task.study.federation.rounds:
+        raise ProtocolError(f"the own model of round {round_} is asked for, which the study does not have")
+    return round_
 
 
 def _require_secure(task: Task) -> None:

@@ -45,6 +45,7 @@ from common.study_parts import (
     TrainingSpec,
     Window,
 )
+from common.study_personal import PersonalisationSpec, check_personal
 from common.study_privacy import PrivacySpec, check_privacy
 from common.study_secure import SecureAggregationSpec, check_secure
 
@@ -66,6 +67,7 @@ __all__ = [
     "OptimiserSpec",
     "Part",
     "PartitionSpec",
+    "PersonalisationSpec",
     "PhantomSpec",
     "PreprocessSpec",
     "PrivacySpec",
@@ -116,6 +118,7 @@ _ADDED: dict[str, Any] = {
     "evaluation.age_bands": [20, 40, 60, 80],
     "evaluation.errors_by": [],
     "evaluation.robustness": [],
+    "personalisation": None,
 }
 """Keys added after hospitals had approved studies, and what they are where nobody uses them.
 
@@ -144,6 +147,7 @@ class Study(Part):
     federation: FederationSpec = FederationSpec()
     privacy: PrivacySpec | None = None
     central_privacy: CentralPrivacySpec | None = None
+    personalisation: PersonalisationSpec | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     survey: Annotated[tuple[Surveyed, ...], Field(description=_SURVEY)] = ()
     partition: PartitionSpec = PartitionSpec()
@@ -208,6 +212,7 @@ class Study(Part):
         check_secure(self)
         check_central(self)
         check_examined(self)
+        check_personal(self)
         return self
 
     def _check_fold(self) -> None:
@@ -254,6 +259,11 @@ class Study(Part):
     def noised_at_sites(self) -> bool:
         """Whether sites add noise to what a fit tells: a round of it is then trained once, and no more."""
         return self.privacy is not None or self.noised_by_sites
+
+    @property
+    def norms_stay(self) -> bool:
+        """Whether norm layers never leave a site that trains with others."""
+        return self.personalisation is not None and self.personalisation.split
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -74,10 +74,11 @@ def check_central(study: Study) -> None:
             f"central_privacy: {federation.strategy.name} looks at every site's update by itself, so that no bound on "
             f"the mean bounds one site's influence on the model; use one of {', '.join(MEANS)}"
         )
-    if study.model.norm == "batch" and not study.model.frozen:  # else the model knows (``common.models.frozen``)
+    # a frozen model knows by itself (``common.models.frozen``)
+    if study.model.norm == "batch" and not (study.model.frozen or study.norms_stay):
         raise ValueError(
             "central_privacy: batch norm's running statistics leave a site beside the update, and no noise covers "
-            "them; use model.norm: group"
+            "them; use model.norm: group, or personalisation: {method: fedbn}"
         )
     secure = federation.secure_aggregation
     if secure is not None and central.noise == "coordinator":

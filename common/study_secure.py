@@ -93,8 +93,9 @@ def check_secure(study: Study) -> None:
         raise ValueError(
             "federation.secure_aggregation: masked numbers cannot be compressed; use federation.compression: none"
         )
-    if study.model.norm == "batch" and not study.model.frozen:  # else the model knows (``common.models.frozen``)
+    # a frozen model knows by itself (``common.models.frozen``)
+    if study.model.norm == "batch" and not (study.model.frozen or study.norms_stay):
         raise ValueError(
             "federation.secure_aggregation: batch norm counts batches, which tells each site's size and is no sum; use "
-            "model.norm: group"
+            "model.norm: group, or personalisation: {method: fedbn}"
         )

@@ -18,10 +18,12 @@ from flwr.serverapp import Grid, ServerApp
 from common.errors import QuorumError, StudyError
 from common.files import write_atomically
 from common.study import Study
+from common.study_personal import PERSONALISED
 from server.asking import Link
 from server.desk import CHECKPOINT
 from server.events import EventLog, JsonLines
 from server.examining import examine
+from server.personal import has_own_models, own_json, test_own_models
 from server.results import arm_json, finish, write_model
 from server.rounds import Arm, Work, quorum_of, survey
 from server.survey import take
@@ -62,8 +64,11 @@ def train(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: P
     tested = examined = None
     while tested is None:
         try:
-            found = test_model(link, work, arm.weights, arm.thresholds, present, own=present, outline=arm.outline)
-            examined = examine(link, work, arm.weights, arm.thresholds, present)
+            own_round = work.own_round(arm.progress.facts["kept_round"])
+            found = test_model(
+                link, work, arm.weights, arm.thresholds, present, own=present, outline=arm.outline, personal=own_round
+            )
+            examined = examine(link, work, arm.weights, arm.thresholds, present, personal=own_round)
             tested = found
         except SiteGone as gone:
             if len(present) <= work.quorum:
@@ -75,6 +80,12 @@ def train(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: P
         site: {"test": {m: i.to_dict() for m, i in summary.overall.items()}} for site, summary in tested.sites.items()
     }
     arms = {"federated": arm_json(arm, tested, examined) | {"sites": own}}
+    if has_own_models(arm):
+        models = test_own_models(link, arm, present)
+        if models.gone:
+            why = "left before its own model was tested"
+            link.events.emit("alert", kind="site-lost", sites=list(models.gone), why=why)
+        arms[PERSONALISED] = own_json(arm, models)
     trained = trained_by(arm.progress.history)
     unpaid = arm.progress.facts.get("unpaid", [])
     result: dict[str, Any] = {"study_hash": study.hash, "arms": arms, "absent": absent, "trained": trained}

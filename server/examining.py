@@ -48,14 +48,19 @@ class Examined:
 
 
 class _Asker:
-    def __init__(self, link: Link, work: Work, weights: Weights, sites: Mapping[str, int]) -> None:
+    def __init__(
+        self, link: Link, work: Work, weights: Weights, sites: Mapping[str, int], personal: int | None
+    ) -> None:
         self._link, self._work, self._weights, self._sites = link, work, weights, sites
+        self._personal = personal
         self._task = work.task(work.study.federation.rounds)
         self._deadline_s = work.deadline_s or work.study.federation.deadline_s
         self.bytes = 0
 
     def first(self, parse: Callable[[protocol.Statistics], T], by: str = "", condition: str = "") -> list[T]:
-        return self._ask(protocol.EvaluateRequest(self._task, _TEST, self._weights, by, condition), parse)
+        return self._ask(
+            protocol.EvaluateRequest(self._task, _TEST, self._weights, by, condition, self._personal), parse
+        )
 
     def second(
         self,
@@ -64,7 +69,9 @@ class _Asker:
         by: str = "",
         condition: str = "",
     ) -> list[T]:
-        return self._ask(protocol.MomentsRequest(self._task, _TEST, self._weights, reference, by, condition), parse)
+        return self._ask(
+            protocol.MomentsRequest(self._task, _TEST, self._weights, reference, by, condition, self._personal), parse
+        )
 
     def _ask(
         self, request: protocol.EvaluateRequest | protocol.MomentsRequest, parse: Callable[[protocol.Statistics], T]
@@ -79,16 +86,24 @@ class _Asker:
 
 
 def examine(
-    link: Link, work: Work, weights: Weights, thresholds: Thresholds, sites: Mapping[str, int]
+    link: Link,
+    work: Work,
+    weights: Weights,
+    thresholds: Thresholds,
+    sites: Mapping[str, int],
+    *,
+    personal: int | None = None,
 ) -> Examined | None:
     """Ask ``sites`` what the study wants to know of ``weights``; ``None`` where it asks nothing.
+
+    ``personal``: as of a request.
 
     Raises :class:`QuorumError` when a site does not answer, :class:`SiteGone` where it never will.
     """
     asked = work.study.evaluation
     if not (asked.by or asked.robustness):
         return None
-    asker, layout = _Asker(link, work, weights, sites), Layout.of(work.study)
+    asker, layout = _Asker(link, work, weights, sites, personal), Layout.of(work.study)
     link.watch.tests()
     by = {name: _grouped(asker, name, thresholds, layout, hidden=asked.min_cell > 1) for name in asked.by}
     conditions: dict[tuple[str, int], Summary] = {

@@ -8,8 +8,8 @@ Flower's arithmetic and nothing else of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +33,7 @@ from common.errors import (
 from common.metrics import Counts, FirstPass, Outlines, auc, auc_bounds
 from common.models import build_initial
 from common.noise_shares import shares_of
+from common.personal import own_names
 from common.randomness import seed_for
 from common.study import Study
 from common.weights import Weights, changing_names, state_of, trainable_names
@@ -44,6 +45,7 @@ from server.checks import ReplyChecks, check_sum
 from server.recall import Call
 from server.secure import AttemptFailed, RoundLost, SecureSum, secure_sum
 from server.standing import SET_ASIDE, Standing
+from server.variates import VARIATE, MeanVariate
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class Work:
 
     def task(self, round_: int) -> protocol.Task:
         return protocol.Task(self.study, self.arm, self.repeat, round_, basis=self.basis)
+
+    def own_round(self, round_: int) -> int | None:
+        """Of an evaluation of the arm's model after ``round_``: under FedBN each site's has its own norm layers."""
+        personal = self.task(0).personal
+        return round_ if personal is not None and personal.split else None
 
     @property
     def quorum(self) -> int:
@@ -130,12 +137,18 @@ class Arm:
         if loaded is not None:
             link.events.emit("weights-loaded", arm=work.arm, repeat=work.repeat, report=str(loaded))
         self._template = state_of(model)
-        self._trainable, changing = trainable_names(model), changing_names(model)
+        personal = work.task(0).personal
+        own = own_names(model, personal)
+        self._trainable, changing = _without(own, trainable_names(model)), _without(own, changing_names(model))
         self._changing = {name: self._template[name] for name in changing}
         central = self._central(model)
         self._aggregator: Aggregator = build_aggregator(
             self.study, Layout.of(self._template, self._trainable, changing), sites=len(work.sites), central=central
         )
+        self._variate: MeanVariate | None = None
+        if personal is not None and personal.method == "scaffold":
+            trained = {name: self._template[name] for name in self._trainable}
+            self._variate = MeanVariate(trained, self.study.training, sites=len(work.sites))
         self._checks = ReplyChecks(
             self.study.federation, self._trainable, private=self.study.counts_kept, clipped=central is not None
         )
@@ -207,7 +220,11 @@ class Arm:
         saved.weights = {name: saved.weights[name] for name in self._template}
         saved.kept = {name: saved.kept[name] for name in self._template if name in saved.kept}
         self.progress = saved
-        self._aggregator.restore(saved.strategy)
+        state = dict(saved.strategy)
+        if self._variate is not None:
+            self._variate.restore(state, saved.facts["variates"])
+            state = {name: array for name, array in state.items() if not name.startswith(VARIATE)}
+        self._aggregator.restore(state)
         self._checks.cap = saved.facts.get("norm_cap", self._checks.cap)
         self._standing.restore(saved.facts.get("refused", {}))
         if self.study.privacy and not (self.work.resends or saved.done or _TRAINED in saved.facts):
@@ -253,6 +270,9 @@ class Arm:
 
     def _take_state(self) -> None:
         self.progress.strategy = self._aggregator.state()
+        if self._variate is not None:
+            self.progress.strategy |= self._variate.state()
+            self.progress.facts["variates"] = self._variate.facts()
         self.progress.facts["norm_cap"] = self._checks.cap
 
     def _save(self) -> None:
@@ -272,6 +292,9 @@ class Arm:
         self._aggregator.begin(round_, sent)
         accepted: dict[str, tuple[int, float | None]] = {}
         request = protocol.TrainRequest(self.work.task(round_), sent)
+        if self._variate is not None:
+            self._variate.begin(round_, sent)
+            request = replace(request, variates=self._variate.sent())
         for answer in self._call(request, lambda: self.work.quorum - len(accepted)).answers():
             record["bytes"] += answer.bytes
             outcome = self._accept(round_, sent, answer, accepted)
@@ -286,6 +309,8 @@ class Arm:
         told = [(n, loss) for n, loss in (accepted[site] for site in sorted(accepted)) if loss is not None]
         record["train_loss"] = sum(n * loss for n, loss in told) / sum(n for n, _ in told) if told else None
         weights = self._aggregator.finish()
+        if self._variate is not None:
+            self._variate.finish()
         record |= self._aggregator.told()
         return weights
 
@@ -357,7 +382,10 @@ class Arm:
             if reply is None:
                 return _nothing(answer.reason or "wrong kind of reply")
             norm = self._checks.judge(reply, site=answer.site, round_=round_, sent=sent)
+            moved = None if self._variate is None else self._variate.judge(reply)
             self._aggregator.add(reply)
+            if self._variate is not None and moved is not None:
+                self._variate.add(reply, moved)
             self._checks.accepted(norm)
         except ReplyRefused as error:
             return _nothing(f"refused: {error}")
@@ -373,7 +401,7 @@ class Arm:
     def _plain(self, round_: int, sent: Weights, reply: protocol.Reply | None) -> protocol.TrainReply | None:
         """A fit's weights in full, however the study has them sent; ``None``: no fit. Raises :class:`ReplyRefused`.
 
-        What the study freezes does not come back: it is what was sent.
+        What the study freezes, or leaves at the sites, does not come back: it is what was sent.
         """
         compression = self.work.task(round_).compression
         weights: Weights
@@ -387,10 +415,11 @@ class Arm:
         frozen = {name: value for name, value in sent.items() if name not in self._changing}
         given = next((name for name in frozen if name in weights), None)
         if given is not None:
-            raise ReplyRefused(f"its weights hold {given}, which the study freezes; the site must build the same study")
-        return protocol.TrainReply(
-            reply.site, reply.round, {**frozen, **weights}, reply.examples, reply.loss, reply.seconds
-        )
+            raise ReplyRefused(
+                f"its weights hold {given}, which the study freezes or leaves at its site; it must build the same study"
+            )
+        whole, pace = {**frozen, **weights}, reply.pace if isinstance(reply, protocol.TrainReply) else None
+        return protocol.TrainReply(reply.site, reply.round, whole, reply.examples, reply.loss, reply.seconds, pace)
 
     def _require_quorum(self, round_: int, accepted: int, record: dict[str, Any], field_: str) -> None:
         """Raises :class:`QuorumError` naming the sites whose ``field_`` ("status", "evaluation") is not "ok"."""
@@ -415,7 +444,8 @@ class Arm:
         return listed + (f"; and {len(failed) - _LISTED} more" if len(failed) > _LISTED else "")
 
     def _evaluate(self, round_: int, record: dict[str, Any]) -> FirstPass:
-        request = protocol.EvaluateRequest(self.work.task(round_), "val", self.progress.weights)
+        own = self.work.own_round(round_)
+        request = protocol.EvaluateRequest(self.work.task(round_), "val", self.progress.weights, personal=own)
         merged = FirstPass.zero(self.study)
         answered: set[str] = set()
         for answer in self._call(request, lambda: self.work.quorum - len(answered)).answers():
@@ -503,6 +533,10 @@ def _quorum_lost(text: str, record: Mapping[str, Any]) -> QuorumError:
     """That a round has failed, in ``text``; where a site it lacked has no privacy budget left, for that reason."""
     unpaid = sorted(site for site, facts in record["sites"].items() if facts["status"] == _UNPAID)
     return Unpaid(text, unpaid) if unpaid else QuorumError(text)
+
+
+def _without(own: Collection[str], names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name not in own)
 
 
 def _nothing(status: str) -> dict[str, Any]:

@@ -46,8 +46,9 @@ def test_model(
     own: Mapping[str, int],
     split: str = "test",
     outline: int | None = None,
+    personal: int | None = None,
 ) -> Tested:
-    """Test ``weights`` on ``sites`` together, and on each of ``own`` by itself.
+    """Test ``weights`` on ``sites`` together, and on each of ``own`` by itself; ``personal`` as of a request.
 
     ``outline``: place in ``GRID`` of the threshold of outlines, in a study that has them.
     First pass: histograms, merged. Second pass: per-patient placement sums against the
@@ -67,7 +68,7 @@ def test_model(
     task = work.task(study.federation.rounds)
     moved = 0
     found: dict[str, FirstPass] = {}
-    first = protocol.EvaluateRequest(task, split, weights)
+    first = protocol.EvaluateRequest(task, split, weights, personal=personal)
     for answer in Call(link, first, sites, deadline, lambda: len(sites) - len(found)).answers():
         found[answer.site] = read(answer, task, lambda arrays: FirstPass.from_arrays(arrays, study))
         moved += answer.bytes
@@ -79,7 +80,7 @@ def test_model(
         nonlocal moved
         parts: dict[str, Moments] = {}
         reference = Reference(first.counts, thresholds)
-        request = protocol.MomentsRequest(task, split, weights, reference.to_arrays())
+        request = protocol.MomentsRequest(task, split, weights, reference.to_arrays(), personal=personal)
         for answer in Call(link, request, group, deadline, lambda: len(group) - len(parts)).answers():
             parts[answer.site] = read(answer, task, lambda arrays: Moments.from_arrays(arrays, layout))
             moved += answer.bytes
@@ -94,6 +95,7 @@ def test_model(
 
 
 def read(answer: Answer, task: protocol.Task, parse: Callable[[protocol.Statistics], T]) -> T:
+    """What ``parse`` reads from a test's answer. Raises :class:`QuorumError`, :class:`SiteGone`."""
     try:
         return statistics_of(answer, task.round, parse)
     except ReplyRefused as error:

@@ -30,7 +30,7 @@ def simulate(
     data: Path | str | Sequence[Path | str] | None = None,
     *,
     out: Path | str | None = None,
-    arms: Sequence[str] = ("federated", "local", "pooled"),
+    arms: Sequence[str] | None = None,
     repeats: int = 1,
     workers: int = 1,
     threads: int = 1,
@@ -43,9 +43,8 @@ def simulate(
     ``study``: a :class:`~common.study.Study`, a study file's path, a mapping of its keys, or its
     YAML text (a text with line breaks, or one that begins with ``{``). ``data``: a path that
     :func:`simulations.datasets.open_source` recognises, a list of such paths (each may be ``NAME=PATH``), or ``None``
-    for phantoms. ``out``: the run's
-    folder, by default ``runs/<time>-<study>``. The other arguments are the command's options;
-    ``quiet`` prints no progress.
+    for phantoms. ``out``: the run's folder, by default ``runs/<time>-<study>``. ``arms``: by default all that the
+    study has. The other arguments are the command's options; ``quiet`` prints no progress.
 
     Works where an event loop runs (Jupyter). With ``workers`` above 1, a *script* must call it
     under ``if __name__ == "__main__":``; a notebook need not. Torch's number of threads is put back
@@ -67,6 +66,7 @@ def simulate(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise RunError(f"{name} must be a whole number ≥ 1, got {value!r}")
     found, where = read_study(study)
+    from simulations.arms import arms_of, check_arms
     from simulations.cli import check_device, check_parts, parse_arms  # and torch, Flower: not before a study is good
     from simulations.datasets import open_source
     from simulations.outcome import Simulation
@@ -74,7 +74,9 @@ def simulate(
     from simulations.run import Plan, Run, default_out
 
     check_parts(found, where)
-    chosen = parse_arms(arms if isinstance(arms, str) else ",".join(map(str, arms)))
+    named = arms if isinstance(arms, str | None) else ",".join(map(str, arms))
+    chosen = arms_of(found) if named is None else parse_arms(named)
+    check_arms(found, chosen)
     plan = Plan(chosen, repeats, engine, workers, threads, check_device(device), str(where.parent))
     source = open_source(found, _paths(data))
     target = default_out(found, _now) if out is None else Path(out).expanduser()

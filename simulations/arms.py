@@ -11,7 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal
 
+from common.errors import StudyError
 from common.study import Study
+from common.study_personal import PERSONALISED
 from server.asking import Link
 from server.results import Trained, arm_json, finish
 from server.rounds import Arm, Work
@@ -19,8 +21,28 @@ from server.survey import prepare
 from server.testing import Tested, test_model
 from simulations.sites import POOLED
 
-ArmName = Literal["federated", "local", "pooled"]
-ARMS: tuple[ArmName, ...] = ("federated", "local", "pooled")
+ArmName = Literal["federated", "local", "pooled", "personalised"]
+TRAINED: tuple[ArmName, ...] = ("federated", "local", "pooled")
+ARMS: tuple[ArmName, ...] = (*TRAINED, "personalised")
+
+
+def arms_of(study: Study) -> tuple[ArmName, ...]:
+    """The arms of a run that names none: all that the study has."""
+    personal = study.personalisation
+    return ARMS if personal is not None and personal.own_models else TRAINED
+
+
+def check_arms(study: Study, arms: Sequence[ArmName]) -> None:
+    """Raises :class:`StudyError` for arms that ``study`` cannot have."""
+    if PERSONALISED not in arms:
+        return
+    if PERSONALISED not in arms_of(study):
+        raise StudyError(
+            "--arms: personalised needs a study in which hospitals have models of their own; add personalisation: "
+            "{method: fedbn, ditto or finetune} to it"
+        )
+    if "federated" not in arms:
+        raise StudyError("--arms: personalised models are made while the federated arm trains; add federated")
 
 
 def works(
@@ -62,7 +84,10 @@ def test_all(
 
     def test(arm: Trained) -> Tested:
         own = {site: node for site, node in hospitals.items() if arm.name in (f"local:{site}", "federated", "pooled")}
-        return test_model(link, arm.work, arm.weights, arm.thresholds, hospitals, own=own, outline=arm.outline)
+        personal, sites = arm.work.own_round(arm.progress.facts["kept_round"]), hospitals
+        return test_model(
+            link, arm.work, arm.weights, arm.thresholds, sites, own=own, outline=arm.outline, personal=personal
+        )
 
     return dict(zip(trained, _side_by_side(link, test, list(trained.values()), workers), strict=True))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from common.errors import FedwardError, RunError, StudyError
 from common.study import Study
-from simulations.arms import ARMS, ArmName
+from simulations.arms import ARMS, ArmName, arms_of, check_arms
 from simulations.datasets import open_source
 from simulations.environment import Stopwatch
 from simulations.external import evaluate_run
@@ -110,11 +110,12 @@ def simulate(
             study = study.derive(**changes)
         check_parts(study, study_path)
         plan = Plan(
-            arms=parse_arms(arms) if arms is not None else ARMS,
+            arms=parse_arms(arms) if arms is not None else arms_of(study),
             device=check_device(device or "auto"),
             base=str(study_path.parent.resolve()),
             **given({**chosen, "repeats": repeats, "threads": threads}),
         )
+        check_arms(study, plan.arms)
         source = open_source(study, data or None)
         target = out or default_out(study, lambda: datetime.now().strftime("%Y%m%d-%H%M%S"))
         run = Run.start(study, plan, source, target, stopwatch)

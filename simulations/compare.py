@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from client.app import Resident
 from client.evaluation import Scores
+from client.own_model import own_weights
 from common.randomness import seed_for
 from common.study import Study
 from server.comparisons import comparison_json, correct
@@ -31,7 +32,11 @@ def everybody(
     """One arm's scores on all hospitals' test patients, and the hospital of each image."""
     parts = []
     for number, directory in enumerate(directories.values()):
-        scores = resident.scores(resident.site(directory), study, "test", arm.weights, arm.work.basis)
+        site, weights = resident.site(directory), arm.weights
+        own = arm.work.own_round(arm.progress.facts["kept_round"])
+        if own is not None:
+            weights = own_weights(arm.work.task(study.federation.rounds), site, resident, weights, own)
+        scores = resident.scores(site, study, "test", weights, arm.work.basis)
         parts.append((scores, np.full(len(scores.patients), number)))
     offset, patients = 0, []
     for scores, _ in parts:

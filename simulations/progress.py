@@ -11,6 +11,8 @@ from typing import Any, Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from common.study_personal import PERSONALISED
+
 Event = Mapping[str, Any]
 _SHOWN = 12
 """Comparisons that the last lines hold."""
@@ -175,6 +177,8 @@ def closing(result: Mapping[str, Any]) -> list[str]:
     """The last lines of a run: each arm's test result and who gained."""
     lines = ["", f"{'on all test patients':<22}{'AUC':>22}{'sensitivity':>14}{'specificity':>14}"]
     for arm, found in result["arms"].items():
+        if arm == PERSONALISED:  # on each hospital's own patients: another population
+            continue
         name = "alone (mean)" if arm == "local" else arm
         auc, sensitivity, specificity = (found["test"][key] for key in ("auc", "sensitivity", "specificity"))
         lines.append(f"{name:<22}{interval(auc):>22}{_number(sensitivity):>14}{_number(specificity):>14}")
@@ -193,7 +197,28 @@ def closing(result: Mapping[str, Any]) -> list[str]:
         )
     if len(gains) > _SHOWN:
         lines.append(f"… and {len(gains) - _SHOWN} more hospitals: see the report")
+    return lines + _own_models(result["arms"].get(PERSONALISED))
+
+
+def _own_models(arm: Mapping[str, Any] | None) -> list[str]:
+    """What each hospital would run, and what that is against itself alone."""
+    if arm is None:
+        return []
+    lines = ["", f"own models ({arm['method']}), on each hospital's own test patients"]
+    for site, facts in list(arm["sites"].items())[:_SHOWN]:
+        chosen, auc = facts["would_run"], facts["test"].get("auc")
+        gain = next((row for row in facts["differences"] if _is_gain(row, chosen)), None)
+        line = f"{site:<22}{'-' if auc is None else interval(auc):>22}  would run: {chosen}"
+        if gain is not None:
+            line += f", against alone AUC {gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+        lines.append(line)
+    if len(arm["sites"]) > _SHOWN:
+        lines.append(f"… and {len(arm['sites']) - _SHOWN} more hospitals: see the report")
     return lines
+
+
+def _is_gain(row: Mapping[str, Any], would_run: str) -> bool:
+    return (row["a"], row["b"], row["metric"]) == (would_run, "local", "auc") and row["low"] is not None
 
 
 def _number(cell: Mapping[str, Any]) -> str:

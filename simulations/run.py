@@ -17,18 +17,21 @@ from client.vault.view import ViewCache
 from common.errors import DeviceError, FedwardError, Interrupted, KeyUnavailable, QuorumError, RunError, VaultError
 from common.files import write_atomically
 from common.study import Study
+from common.study_personal import PERSONALISED
 from server.asking import Link
 from server.events import EventLog, JsonLines, Sink
-from server.examining import examine
+from server.examining import Examined, examine
+from server.personal import OwnModels, has_own_models, test_own_models
 from server.report import write_metrics_csv, write_report
 from server.results import Trained, arm_json, write_model
 from server.rounds import survey
 from simulations import environment
-from simulations.arms import ARMS, ArmName, local_json, test_all, train_all, works
+from simulations.arms import TRAINED, ArmName, local_json, test_all, train_all, works
 from simulations.compare import Rows, compared
 from simulations.datasets import Source
 from simulations.engine import InProcessGrid, run_on_ray
 from simulations.environment import Stopwatch
+from simulations.own_models import personalised_json
 from simulations.runfolder import Folder, disk_trouble, fresh, require_space, site_log
 from simulations.sites import POOLED, Machine, Prepared, prepare_sites, roster_of
 from simulations.spending import add_spending, check
@@ -41,7 +44,7 @@ Engine = Literal["inprocess", "ray"]
 class Plan:
     """What a simulation is asked to do, besides its study."""
 
-    arms: Sequence[ArmName] = ARMS
+    arms: Sequence[ArmName] = TRAINED
     repeats: int = 1
     engine: Engine = "inprocess"
     workers: int = 1
@@ -214,10 +217,13 @@ class Run:
         with self.stopwatch.phase("testing"):
             tested = test_all(link, trained, hospitals, workers)
             kept = trained.get("federated") or trained.get("pooled")
-            examined = kept if kept is None else examine(link, kept.work, kept.weights, kept.thresholds, hospitals)
+            examined = kept if kept is None else _examined(link, kept, hospitals)
+            models = self._own_models(link, trained, hospitals)
+        arms: dict[str, Any] = {}
         with self.stopwatch.phase("comparing"), _resident(link.grid) as resident:
             differences = compared(resident, self.directories, trained, study, number)
-        arms: dict[str, Any] = {}
+            if models is not None:
+                own_models = personalised_json(resident, self.directories, trained, models, number)
         for name in ("federated", "pooled"):
             if name in trained:
                 arms[name] = arm_json(trained[name], tested[name], examined if trained[name] is kept else None)
@@ -238,11 +244,21 @@ class Run:
         if alone:
             arms["local"] = local_json(alone)
         add_spending(study, self.prepared.sites, arms)
+        if models is not None:
+            arms[PERSONALISED] = own_models
         moved = sum(record["bytes"] for arm in trained.values() for record in arm.progress.history)
-        moved += sum(result.bytes for result in tested.values()) + (examined.bytes if examined else 0)
+        moved += sum(result.bytes for result in tested.values()) + sum(
+            more.bytes for more in (examined, models) if more
+        )
         result = self._result(number, arms, differences, moved)
         self._write_repeat(number, result, trained)
         return result
+
+    def _own_models(self, link: Link, trained: Mapping[str, Trained], hospitals: Mapping[str, int]) -> OwnModels | None:
+        """Hospitals' own models, tested; ``None`` where the run has none, or nothing of them may be told."""
+        if PERSONALISED not in self.plan.arms or not has_own_models(trained["federated"]):
+            return None
+        return test_own_models(link, trained["federated"], hospitals)
 
     def _result(self, number: int, arms: dict[str, Any], differences: tuple[Rows, Rows], moved: int) -> dict[str, Any]:
         first = arms.get("federated") or arms.get("pooled") or next(iter(arms["local"]["sites"].values()))
@@ -298,6 +314,11 @@ class Run:
         if self.plan.repeats > 1:
             summary["repeats"] = environment.spread(results)
         write_atomically(top / "results.json", json.dumps(summary, indent=1).encode())
+
+
+def _examined(link: Link, kept: Trained, hospitals: Mapping[str, int]) -> Examined | None:
+    personal = kept.work.own_round(kept.progress.facts["kept_round"])
+    return examine(link, kept.work, kept.weights, kept.thresholds, hospitals, personal=personal)
 
 
 @contextlib.contextmanager

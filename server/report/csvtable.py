@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 
 from common.html import clean
+from common.study_personal import PERSONALISED
 from server.report.results import Interval, Metrics, Run
 
 HEADER = (
@@ -40,6 +41,10 @@ def _lines(run: Run) -> Iterator[tuple[str, str, str, str, str, Interval]]:
             yield from _metrics(name, site if name == "local" else "all", site, "", metrics)
         for site, metrics in arm.everyone.items():
             yield from _metrics(name, site, "all", "", metrics)
+    for site, own in run.own_models.sites.items() if run.own_models is not None else ():
+        yield from _metrics(PERSONALISED, site, site, "", own.test)
+        for d in own.differences:
+            yield f"{d.a} - {d.b}", site, site, "", d.metric, d.interval
     for d in run.differences:
         yield f"{d.a} - {d.b}", "", d.on, "", d.metric, d.interval
 

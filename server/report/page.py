@@ -6,7 +6,19 @@ import json
 from collections.abc import Sequence
 
 from common.html import Banner, Block, Code, Details, Facts, Page, Paragraph, Row, Section
-from server.report import calibration, central, contrasts, figures, listings, pairs, privacy, secure, tables, verdict
+from server.report import (
+    calibration,
+    central,
+    contrasts,
+    figures,
+    listings,
+    own_models,
+    pairs,
+    privacy,
+    secure,
+    tables,
+    verdict,
+)
 from server.report.results import ARMS, Difference, Run
 from server.report.words import (
     ARM_MEANINGS,
@@ -60,6 +72,7 @@ def sections_of(run: Run, drawn: bool = True, prefix: str = "") -> list[Section]
     sections = [
         Section("verdict", "Did federating pay off?", _verdict(run)),
         Section("hospitals", "Hospital by hospital", _hospitals(run)),
+        Section("own-models", "What each hospital would run", own_models.blocks(run)),
         Section("metrics", "All metrics", _metrics(run)),
         Section("differences", "Differences between the arms", _differences(run, drawn, prefix)),
         Section("pairs", "Are the models really different?", pairs.blocks(run)),

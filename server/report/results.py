@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import RunError
+from common.study_personal import PERSONALISED
 from server.report.calibrated import Calibrated
 from server.report.compared import Compared
 from server.report.promises import Central, Privacy, parse_central, parse_privacy
@@ -114,6 +115,28 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class OwnModel:
+    """One hospital's own model, on its own test patients."""
+
+    test: Metrics
+    would_run: str
+    """``global``, ``personal`` or ``local``: chosen on its validation images."""
+    differences: tuple[Difference, ...]
+    """Between ``personal``, ``global``, ``local`` and ``best``, the better of the last two; all ``on`` its own."""
+
+    def difference(self, a: str, b: str, metric: str) -> Interval | None:
+        """The interval of a − b; ``None`` where it was not measured."""
+        found = ((d.a, d.b, d.metric) == (a, b, metric) and d.interval for d in self.differences)
+        return next((interval for interval in found if interval), None)
+
+
+@dataclass(frozen=True)
+class OwnModels:
+    method: str
+    sites: Mapping[str, OwnModel]
+
+
+@dataclass(frozen=True)
 class Heterogeneity:
     """How unlike the hospitals are, beside the same dealt at random (``_iid``)."""
 
@@ -168,6 +191,8 @@ class Run:
     differences: tuple[Difference, ...]
     refusals: tuple[Refusal, ...]
     comparisons: tuple[Compared, ...] = ()
+    own_models: OwnModels | None = None
+    """Hospitals' own models, where the run has them; not on everyone's patients, and so none of :attr:`arms`."""
 
     @property
     def confidence(self) -> float:
@@ -199,7 +224,7 @@ def parse(raw: Mapping[str, Any]) -> Run:
 
 
 def _run(raw: Mapping[str, Any]) -> Run:
-    arms = {str(name): _arm(str(name), value) for name, value in raw["arms"].items()}
+    arms = {str(name): _arm(str(name), value) for name, value in raw["arms"].items() if name != PERSONALISED}
     ordered = {name: arms[name] for name in (*ARMS, *arms) if name in arms}
     heterogeneity = raw.get("heterogeneity")
     return Run(
@@ -231,6 +256,7 @@ def _run(raw: Mapping[str, Any]) -> Run:
         heterogeneity=_heterogeneity(heterogeneity) if heterogeneity else None,
         arms=ordered,
         differences=tuple(_difference(item) for item in raw.get("differences") or ()),
+        own_models=_own_models(raw["arms"].get(PERSONALISED)),
         refusals=tuple(refusal for name in ordered for refusal in _refusals(name, raw["arms"][name])),
         comparisons=tuple(Compared.parse(item) for item in raw.get("comparisons") or ()),
     )
@@ -295,6 +321,20 @@ def _heterogeneity(raw: Mapping[str, Any]) -> Heterogeneity:
 
 def _difference(raw: Mapping[str, Any]) -> Difference:
     return Difference(str(raw["a"]), str(raw["b"]), str(raw["metric"]), str(raw["on"]), _interval(raw))
+
+
+def _own_models(raw: Mapping[str, Any] | None) -> OwnModels | None:
+    if raw is None:
+        return None
+    sites = {
+        str(site): OwnModel(
+            _metrics(value.get("test")),
+            str(value["would_run"]),
+            tuple(_difference({"on": site, **item}) for item in value.get("differences") or ()),
+        )
+        for site, value in raw["sites"].items()
+    }
+    return OwnModels(str(raw["method"]), sites)
 
 
 def _refusals(arm: str, raw: Mapping[str, Any]) -> Iterator[Refusal]:

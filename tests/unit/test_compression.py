@@ -14,7 +14,7 @@ from flwr.app import Message
 
 from client.agent import Agent
 from client.describe import _leaves as leaves
-from client.feedback import RESIDUALS, Residuals, forget
+from client.feedback import RESIDUALS, Residuals
 from client.replies import Replies
 from common import protocol
 from common.compression import Compression, Update, compress, decompress
@@ -132,7 +132,7 @@ def test_a_round_reads_what_the_round_before_left_and_never_its_own(tmp_path: Pa
         residuals.keep(RUN, 1, left(1))  # from the start again: what came later is of the run before
         assert digest(residuals.before(RUN, 5)) == digest(left(1))
     assert b"\0\0\x80\x3f" * 3 not in (tmp_path / RESIDUALS).read_bytes(), "1.0, in the clear"
-    forget(tmp_path / RESIDUALS, INT8.hash)
+    Residuals.forget(tmp_path / RESIDUALS, INT8.hash)
     with closing(Residuals(tmp_path / RESIDUALS, opened(tmp_path))) as residuals:
         assert residuals.before(RUN, 5) == {}
 
