@@ -48,7 +48,7 @@ def evaluate_run(run: Path, data: Path, *, device: str = "cpu") -> dict[str, Any
             f"{source.name} has no image with a label of this study; its classes are {', '.join(study.class_names)}"
         )
     return {
-        **_measured(scores, card),
+        **measured(scores, card),
         "source": source.name,
         "synthetic": source.synthetic,
         "images": len(scores.scores),
@@ -72,7 +72,7 @@ def _at_home(card: Card, weights: Weights, directory: Path, device: str) -> dict
     if not len(scores.scores):
         raise DataError(f"{site.alias} has no labelled test image for this study; its test split is empty")
     return {
-        **_measured(scores, card),
+        **measured(scores, card),
         "source": f"the test split of {site.alias}",
         "synthetic": synthetic,
         "images": len(scores.scores),
@@ -82,7 +82,8 @@ def _at_home(card: Card, weights: Weights, directory: Path, device: str) -> dict
     }
 
 
-def _measured(scores: Scores, card: Card) -> dict[str, Any]:
+def measured(scores: Scores, card: Card) -> dict[str, Any]:
+    """Metrics with intervals of a model's ``scores`` at the thresholds of its ``card``, as in ``results.json``."""
     study = card.study
     first = first_pass(scores, study)
     reference = Reference(first.counts, card.thresholds)

@@ -6,12 +6,16 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from server.report.results import Interval, parse
 from server.report.results import Run as Result
 from simulations.cli import read_results
+from simulations.external import measured as summary
 from simulations.reproduce.latency import Latency
 from simulations.reproduce.paper import LATENCY, Comparison, Ours, Printed, Published
 from simulations.reproduce.playing import Order
+from simulations.reproduce.scoring import tested
 
 HISTORY = ("train_loss", "val_loss", "val_auc")
 """Metrics that stand in the history of the training, at the round whose weights were kept."""
@@ -83,13 +87,32 @@ def _line(order: Order, results: Results, times: Mapping[str, Measured], row: Pu
         return Line(row, None, row.why_not)
     if ours.run not in results:
         return Line(row, None, f"not run: {order.left_out[ours.run]}")
-    found = times[ours.run] if ours.metric == LATENCY else measured(results[ours.run], ours)
+    if ours.within is not None:
+        found = within(order, ours)
+    else:
+        found = times[ours.run] if ours.metric == LATENCY else measured(results[ours.run], ours)
     return Line(row, found, "" if found is not None else "undefined on these test patients")
 
 
 def measured(runs: Sequence[Result], ours: Ours) -> Measured | None:
     """Our figure, or ``None`` where any seed has none."""
-    found = [_interval(run, ours) for run in runs]
+    return _over_seeds([_interval(run, ours) for run in runs])
+
+
+def within(order: Order, ours: Ours) -> Measured | None:
+    """Our figure on the test images of one data set: the model is scored again, image by image."""
+    name = ours.within or ""
+    names = [name, order.paper.sets[name].modality]
+    found = []
+    for repeat in range(order.seeds):
+        all_of_them = tested(order.folder(ours.run), repeat, order.seeds)
+        part = all_of_them.only(np.isin(all_of_them.sources, names))
+        cell = summary(part.scores, part.card)["test"].get(ours.metric) if len(part.sources) else None
+        found.append(_complement(Interval(cell["value"], cell["low"], cell["high"]) if cell else Interval(None), ours))
+    return _over_seeds(found)
+
+
+def _over_seeds(found: Sequence[Interval]) -> Measured | None:
     values = [one.value for one in found if one.value is not None]
     if len(values) < len(found):
         return None
@@ -103,7 +126,10 @@ def _interval(run: Result, ours: Ours) -> Interval:
         kept = [entry for entry in arm.model.history if entry.round == arm.model.kept_round]
         return Interval(getattr(kept[0], ours.metric) if kept else None)
     metrics = arm.model.test if ours.label is None else arm.model.per_class.get(ours.label, {})
-    found = metrics.get(ours.metric, Interval(None))
+    return _complement(metrics.get(ours.metric, Interval(None)), ours)
+
+
+def _complement(found: Interval, ours: Ours) -> Interval:
     if not ours.complement or found.value is None:
         return found
     low, high = found.low, found.high

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from client.app import Resident
-from client.evaluation import Scores
 from client.vault.preparing import choose
 from common.study import Study
 from server.results import read_card
@@ -56,7 +55,7 @@ def confounding(path: Path, repeats: int) -> Confounding:
         for name, rows in groups.items()
         if rows.any()
     }
-    classes = network.study.class_names
+    classes = network.card.study.class_names
     return Confounding(path.name, classes, {name: tuple(map(int, row)) for name, row in counts.items()}, right)
 
 
@@ -79,7 +78,7 @@ def by_rule(of: Tested, counts: Mapping[str, NDArray[np.int64]]) -> Tested:
     """The rule on the same images: the score of a class is its share among the source's training images."""
     shares = {name: row / row.sum() for name, row in counts.items()}
     scores = np.stack([shares[source] for source in of.sources.tolist()])
-    return Tested(Scores(scores, of.scores.targets, of.scores.patients, of.scores.loss), None, of.study, of.sources)
+    return replace(of, scores=replace(of.scores, scores=scores))
 
 
 def _right(found: Tested) -> float:

@@ -37,6 +37,10 @@ class DataSet(Part):
     layout: Text
     changes: Changes = Field(default_factory=dict)
     scaled: Changes = Field(default_factory=dict)
+    modality: str = ""
+    """What phantoms of this set say of themselves (DICOM: CT, MR, DX), where one set of phantoms has several."""
+    phantoms: Changes = Field(default_factory=dict)
+    """Which phantoms stand for it; of a run of several sets that differ here, each is drawn and they are joined."""
 
 
 class Planned(Part):
@@ -63,12 +67,16 @@ class Planned(Part):
 
 
 class Ours(Part):
-    """Where our figure stands: a run's arm, a metric, for a class or over all; ``complement`` shows 1 − it."""
+    """Where our figure stands: a run's arm, a metric, for a class or over all; ``complement`` shows 1 − it.
+
+    ``within``: on the test images of one data set alone, where the run has several; of the model that the run kept.
+    """
 
     run: Name
     metric: Text
     arm: ArmName = "federated"
     label: str | None = None
+    within: Name | None = None
     complement: bool = False
 
 
@@ -185,6 +193,11 @@ class Paper(Part):
         for name, run in self.runs.items():
             if unknown := [one for one in run.images if one not in self.sets]:
                 raise ValueError(f"runs.{name}.images: there is no set {unknown[0]!r}; sets are {', '.join(self.sets)}")
+            strange = [
+                row.ours.within for one in self.published for row in one.rows if row.ours and row.ours.run == name
+            ]
+            if lost := [one for one in strange if one is not None and one not in run.images]:
+                raise ValueError(f"published: run {name} has no images of {lost[0]}; it has {', '.join(run.images)}")
             if run.starts_from is not None and run.starts_from not in earlier:
                 raise ValueError(f"runs.{name}.starts_from: {run.starts_from!r} must be a run listed before it")
             earlier.add(name)

@@ -19,7 +19,8 @@ from common.errors import Interrupted, RunError
 from common.files import write_atomically
 from common.study import Study
 from simulations.cli import check_device, check_parts
-from simulations.datasets import open_source
+from simulations.datasets import Source, open_source
+from simulations.datasets.derived import joined
 from simulations.environment import Stopwatch
 from simulations.reproduce.paper import PAPERS, Changes, Paper, Planned, study_of
 from simulations.run import Plan, Run
@@ -67,11 +68,26 @@ class Order:
         """What ``run`` reads, as ``--data`` of ``fedward simulate`` has it; ``None``: phantoms."""
         return [Path(f"{name}={self.data[name]}") for name in run.images] if self.data and run.images else None
 
+    def _kinds(self, run: Planned) -> dict[str, Changes]:
+        """The phantoms that stand for a run's sets, where they differ."""
+        kinds = {name: self.paper.sets[name].phantoms for name in run.images}
+        return {} if all(kind == next(iter(kinds.values())) for kind in kinds.values()) else kinds
+
+    def _one_kind(self, run: Planned) -> Changes:
+        return {} if self._kinds(run) or not run.images else self.paper.sets[run.images[0]].phantoms
+
+    def source(self, run: Planned, study: Study) -> Source:
+        """The images of ``run``."""
+        folders, kinds = self.sources(run), self._kinds(run)
+        if folders is not None or not kinds:
+            return open_source(study, folders)
+        return joined(study, [(name, open_source(study.derive(**kind), None)) for name, kind in kinds.items()])
+
     def study(self, name: str) -> Study:
         """The study of a run: the paper's, changed for its data, for what the run is about, and to be quick."""
         run = self.paper.runs[name]
         real = self.sources(run) is not None
-        under: dict[str, Any] = {} if real else {**self.paper.phantoms, **run.phantoms}
+        under: dict[str, Any] = {} if real else {**self.paper.phantoms, **self._one_kind(run), **run.phantoms}
         if real and not self.full:
             under |= self.paper.scaled_down.changes
         for one in run.images if real else ():
@@ -122,7 +138,7 @@ def _opened(order: Order, name: str, study: Study) -> Run:
     if folder.exists():  # killed while its hospitals were being made: nothing was computed yet
         shutil.rmtree(folder)
     run = order.paper.runs[name]
-    source = open_source(study, order.sources(run))
+    source = order.source(run, study)
     plan = Plan(run.arms, order.seeds, "inprocess", order.workers, 1, check_device("auto"), str(order.out.resolve()))
     return Run.start(study, plan, source, folder, stopwatch)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,8 @@ from client.app import Resident
 from client.evaluation import Scores
 from client.vault.preparing import choose
 from client.vault.store import Vault
-from common.study import Study
 from common.weights import load
-from server.results import read_card
+from server.results import Card, read_card
 from simulations.datasets.derived import ATTRIBUTE
 from simulations.runfolder import Folder
 
@@ -25,14 +25,17 @@ from simulations.runfolder import Folder
 class Tested:
     """Scores on all hospitals' test images, in the order in which images entered the vaults.
 
-    ``edges``: thresholds, ``None`` of a multiclass task. ``sources`` ``(N,)``: the data set of each image, "" where
-    the run had one alone.
+    ``sources`` ``(N,)``: the data set of each image, or its DICOM modality where the run had one data set; else "".
     """
 
     scores: Scores
-    edges: Sequence[float] | None
-    study: Study
+    card: Card
     sources: NDArray[np.str_]
+
+    @property
+    def edges(self) -> Sequence[float] | None:
+        """Thresholds, as scores; ``None`` of a multiclass task."""
+        return None if self.card.study.task == "multiclass" else self.card.thresholds.edges.tolist()
 
     def only(self, rows: NDArray[np.bool_]) -> Tested:
         """The same of some images."""
@@ -41,8 +44,12 @@ class Tested:
         return replace(self, scores=kept, sources=self.sources[rows])
 
 
+@lru_cache(maxsize=8)
 def tested(path: Path, repeat: int, repeats: int) -> Tested:
-    """The kept model of the run at ``path`` (of the federated arm, where it has one) on everybody's test images."""
+    """The kept model of the run at ``path`` (of the federated arm, where it has one) on everybody's test images.
+
+    Remembered: a page asks for the same model several times, and a finished run does not change.
+    """
     run = Folder(path)
     folder = run.repeat(repeat, repeats)
     card, weights = read_card(folder), load(folder / "model.safetensors")
@@ -66,13 +73,13 @@ def tested(path: Path, repeat: int, repeats: int) -> Tested:
         np.concatenate([part.patients for part in parts]),
         np.concatenate([part.loss for part in parts]),
     )
-    edges = None if card.study.task == "multiclass" else card.thresholds.edges.tolist()
-    return Tested(joined, edges, card.study, np.array(sources, dtype=np.str_))
+    return Tested(joined, card, np.array(sources, dtype=np.str_))
 
 
 def source_of(vault: Vault, row: int) -> str:
-    """The data set that an image came from, where a run had several."""
-    return vault.row(row).attributes.get(ATTRIBUTE, "")
+    """The data set that an image came from, where a run had several; else its modality, where it is known."""
+    attributes = vault.row(row).attributes
+    return attributes.get(ATTRIBUTE) or attributes.get("modality", "")
 
 
 def by_appearance(patients: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -69,7 +69,7 @@ def _difference(order: Order, stage: Stage, repeat: int) -> Difference:
         stage.metric,
         a.edges,
         b.edges,
-        resamples=a.study.evaluation.bootstrap,
-        confidence=a.study.evaluation.confidence,
-        seed=seed_for(a.study.seed, repeat, "stage", "bootstrap"),
+        resamples=a.card.study.evaluation.bootstrap,
+        confidence=a.card.study.evaluation.confidence,
+        seed=seed_for(a.card.study.seed, repeat, "stage", "bootstrap"),
     )
