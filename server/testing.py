@@ -64,7 +64,6 @@ def test_model(
         return Tested(summarise(nobody, none, confidence), {}, 0)
     link.watch.tests()
     deadline = work.deadline_s or study.federation.deadline_s
-    layout = Layout.of(study)
     task = work.task(study.federation.rounds)
     moved = 0
     found: dict[str, FirstPass] = {}
@@ -78,20 +77,42 @@ def test_model(
 
     def second(first: FirstPass, group: Mapping[str, int]) -> Summary:
         nonlocal moved
-        parts: dict[str, Moments] = {}
         reference = Reference(first.counts, thresholds)
-        request = protocol.MomentsRequest(task, split, weights, reference.to_arrays(), personal=personal)
-        for answer in Call(link, request, group, deadline, lambda: len(group) - len(parts)).answers():
-            parts[answer.site] = read(answer, task, lambda arrays: Moments.from_arrays(arrays, layout))
-            moved += answer.bytes
-        total = Moments.zero(layout)
-        for site in sorted(parts):  # floats: added in site order, so that arrival does not show
-            total += parts[site]
+        total, told = second_pass(link, work, weights, reference, group, split, personal=personal)
+        moved += told
         return with_outlines(summarise(reference, total, confidence), first.outlines, outline, confidence)
 
     overall = second(merged, sites)
     alone = {site: second(found[site], {site: node}) for site, node in own.items() if found[site].counts.images}
     return Tested(overall, alone, moved)
+
+
+def second_pass(
+    link: Link,
+    work: Work,
+    weights: Weights,
+    reference: Reference,
+    sites: Mapping[str, int],
+    split: str,
+    *,
+    personal: int | None = None,
+) -> tuple[Moments, int]:
+    """``sites``' sums of squared influences against ``reference``, and the bytes they came in.
+
+    Raises as :func:`test_model`.
+    """
+    parts: dict[str, Moments] = {}
+    moved = 0
+    layout, task = Layout.of(work.study), work.task(work.study.federation.rounds)
+    deadline = work.deadline_s or work.study.federation.deadline_s
+    request = protocol.MomentsRequest(task, split, weights, reference.to_arrays(), personal=personal)
+    for answer in Call(link, request, sites, deadline, lambda: len(sites) - len(parts)).answers():
+        parts[answer.site] = read(answer, task, lambda arrays: Moments.from_arrays(arrays, layout))
+        moved += answer.bytes
+    total = Moments.zero(layout)
+    for site in sorted(parts):  # floats: added in site order, so that arrival does not show
+        total += parts[site]
+    return total, moved
 
 
 def read(answer: Answer, task: protocol.Task, parse: Callable[[protocol.Statistics], T]) -> T:

@@ -136,11 +136,11 @@ def _finish(found: Search, *, as_json: bool) -> None:
     progress = choose_progress(as_json)
     try:
         judged = found.execute(progress)
-        best = write_results(found, judged)
+        best, together = write_results(found, judged)
     finally:
         progress.close()
     if not as_json:
-        print("\n".join(closing(found.spec, judged, best)))
+        print("\n".join(closing(found.spec, judged, best, together)))
         if best is not None and found.spec.space:
             print(f"\nbest study: {found.store.path / BEST}")
         print(f"page: {found.store.path / PAGE}")

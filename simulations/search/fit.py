@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from client.app import Resident
-from common.errors import FedwardError, one_line
+from common.errors import FedwardError, RunError, one_line
 from common.metrics import FirstPass, auc
 from common.study import Study
 from common.weights import Weights
 from server.asking import Link
 from server.checkpoints import Arrays
-from server.events import EventLog
+from server.events import EventLog, Sink
 from server.results import finish
 from server.rounds import Arm, Work, pooled_dice, survey
 from server.survey import prepare
@@ -134,15 +134,7 @@ class Trainer:
 
     def _train(self, job: Job, watch: _Watch) -> Outcome:
         study = Study.parse(job.study, f"trial {job.trial}")
-        grid = InProcessGrid(list(job.homes.values()), resident=self._resident)
-        link = Link(grid, EventLog(watch))
-        found = survey(link, study)
-        missing = [site for site in job.homes if site not in found]
-        if missing:
-            raise RuntimeError(f"{missing[0]} does not answer")
-        nodes = {site: node for site, (node, _) in found.items()}
-        deadline = study.federation.deadline_s * len(nodes)  # they take turns
-        work = prepare(link, Work(study, ARM, 0, nodes, deadline, base=job.base, resends=False))
+        link, work = self.prepared(study, job.homes, job.base, watch)
         trained = finish(work, Arm(link, work).run())
         judged, progress = trained.validation, trained.progress
         scores = scores_of(judged)
@@ -161,6 +153,17 @@ class Trainer:
         if fit.score(job.metric) is None:
             raise ValueError(_NO_SCORE[job.metric])
         return Outcome(fit, judged.to_arrays(), dict(trained.weights) if job.keep_weights else {})
+
+    def prepared(self, study: Study, homes: Mapping[str, Path], base: Path, *sinks: Sink) -> tuple[Link, Work]:
+        """The virtual hospitals at ``homes`` as one federated arm of ``study``, surveyed where it asks for that."""
+        link = Link(InProcessGrid(list(homes.values()), resident=self._resident), EventLog(*sinks))
+        found = survey(link, study)
+        missing = [site for site in homes if site not in found]
+        if missing:
+            raise RunError(f"{missing[0]} does not answer")
+        nodes = {site: node for site, (node, _) in found.items()}
+        deadline = study.federation.deadline_s * len(nodes)  # they take turns
+        return link, prepare(link, Work(study, ARM, 0, nodes, deadline, base=base, resends=False))
 
     def close(self) -> None:
         self._resident.close()

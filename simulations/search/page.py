@@ -23,8 +23,11 @@ from common.html import (
     Table,
 )
 from common.html import write as write_html
+from common.metrics import Summary
 from server.report.charts import drawing, svg
-from server.report.words import count, duration, plural
+from server.report.results import Interval
+from server.report.words import count, duration, metric_cell, ordered_metrics, plural
+from server.report.words import metric_name as report_name
 from simulations.search.drawings import course, marginal
 from simulations.search.results import LEAST_FOR_IMPORTANCE, Judged
 from simulations.search.space import SearchSpec
@@ -38,13 +41,24 @@ _METHODS = {"grid": "all combinations", "random": "random draws", "tpe": "Optuna
 
 
 def write_page(
-    search: Search, order: Sequence[Judged], best: Judged | None, matters: Mapping[str, float], path: Path
+    search: Search,
+    order: Sequence[Judged],
+    best: Judged | None,
+    matters: Mapping[str, float],
+    together: Summary | None,
+    path: Path,
 ) -> None:
-    """Write the page, whole or not at all; ``order`` has the best trial first."""
-    write_html(page(search, order, best, matters), path)
+    """Write the page, whole or not at all; ``order`` has the best trial first, ``together`` is out of fold."""
+    write_html(page(search, order, best, matters, together), path)
 
 
-def page(search: Search, order: Sequence[Judged], best: Judged | None, matters: Mapping[str, float]) -> Page:
+def page(
+    search: Search,
+    order: Sequence[Judged],
+    best: Judged | None,
+    matters: Mapping[str, float],
+    together: Summary | None,
+) -> Page:
     study, spec, prepared = search.study, search.spec, search.prepared
     if prepared.synthetic:
         banner = Banner("synthetic", "Synthetic data", "Drawn by fedward. The numbers say nothing about patients.")
@@ -56,6 +70,8 @@ def page(search: Search, order: Sequence[Judged], best: Judged | None, matters: 
         if best is not None:
             with drawing():
                 sections.append(Section("fields", "Which field mattered", _fields(spec, order, matters)))
+    if together is not None:
+        sections.append(Section("together", "All patients, out of fold", _together(together)))
     if best is not None:
         sections.append(Section("folds", "Fold by fold" if spec.folds else "In detail", [_folds(spec, best)]))
     if spec.space and best is not None:
@@ -158,6 +174,21 @@ def _fields(spec: SearchSpec, order: Sequence[Judged], matters: Mapping[str, flo
     )
     blocks += [Row(figures[at : at + 2]) for at in range(0, len(figures), 2)]
     return blocks
+
+
+def _together(found: Summary) -> list[Block]:
+    metrics = ordered_metrics(found.overall)
+    cells = [metric_cell(Interval(**found.overall[name].to_dict()), name) for name in metrics]
+    rows = [[Cell(report_name(name)), cell] for name, cell in zip(metrics, cells, strict=True)]
+    return [
+        Table(
+            f"{plural(found.patients, 'patient')}, {plural(found.images, 'image')}",
+            [Column("Metric", numeric=_TEXT), Column("Value")],
+            rows,
+            "Each patient once, scored by the model that had not seen it; intervals are clustered by patient. The "
+            "threshold was chosen on these same scores, which favours what depends on it a little; the AUC does not.",
+        )
+    ]
 
 
 def _folds(spec: SearchSpec, best: Judged) -> Table:

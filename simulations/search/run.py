@@ -54,6 +54,8 @@ def check_study(study: Study, spec: SearchSpec, where: str) -> None:
         raise StudyError(
             f"{where}: search without federation.secure_aggregation, which chooses nothing, and add it after"
         )
+    if study.personalisation is not None:
+        raise StudyError(f"{where}: the model that all share is what is judged here; search without personalisation")
     if study.federation.evaluate_every == 0 and spec.prune is not None:
         raise StudyError(f"{where}: prune needs a validation result of every round; use federation.evaluate_every: 1")
     if spec.metric == "dice" and not study.outlines:

@@ -32,6 +32,7 @@ _FIXED = {
     "evaluation": "trials that are measured in other ways cannot be compared",
     "survey": "it changes no number",
     "governance": "it changes no number",
+    "personalisation": "the model that all share is what is judged",
     "privacy": "what patients are promised is not chosen by what scores best",
     "central_privacy": "what patients are promised is not chosen by what scores best",
 }

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.metrics import Summary
+from simulations.progress import interval
 from simulations.search.results import Judged, ranked
 from simulations.search.space import SearchSpec
 
@@ -48,8 +50,8 @@ def chosen_on(best: Judged | None, spec: SearchSpec) -> str:
     return f"{what} on validation of {patients} patients{folds}; not a test result."
 
 
-def closing(spec: SearchSpec, judged: Sequence[Judged], best: Judged | None) -> list[str]:
-    """The last lines: best trials first, what failed, and what the numbers are."""
+def closing(spec: SearchSpec, judged: Sequence[Judged], best: Judged | None, together: Summary | None) -> list[str]:
+    """The last lines: best trials first, what failed, of a cross-validation all patients, and what the numbers are."""
     lines = [""]
     done = [one for one in ranked(judged, spec) if one.score is not None]
     for rank, one in enumerate(done[:_SHOWN], start=1):
@@ -62,6 +64,10 @@ def closing(spec: SearchSpec, judged: Sequence[Judged], best: Judged | None) -> 
         count = sum(one.status == status for one in judged)
         if count:
             lines.append(f"{count} of {len(judged)} trials {status}: the page says why")
+    if together is not None:
+        for metric in ("auc", "sensitivity", "specificity"):
+            name = "AUC" if metric == "auc" else metric
+            lines.append(f"out of fold        {name} {interval(together.overall[metric].to_dict())}")
     if best is not None:
         lines.append(chosen_on(best, spec))
     return lines

@@ -123,8 +123,8 @@ def test_killed_and_resumed_with_other_workers_and_without_test_images_nothing_c
         study, spec, Plan(), open_source(study, data), tmp_path / "whole", Stopwatch(whole_process=False), "space"
     )
     judged = Schedule(search, Here(), EventLog()).run()
-    best = write_results(search, judged)
-    assert best is not None and best.status == "done"
+    best, together = write_results(search, judged)
+    assert best is not None and best.status == "done" and together is None
     assert [one.status for one in judged] == ["done", "done", "failed"]
     assert judged[2].reason.startswith("fold 1: round 1: site-1: refused: its update's norm")
     assert Study.load(tmp_path / "whole" / "best.yaml") == study.derive(**best.params)
@@ -171,6 +171,10 @@ def test_a_cross_validation_judges_every_development_patient_once(tmp_path, data
     (trial,) = outcome(out)
     assert trial["patients"] == development
     assert f"validation of {development} patients over 2 folds; not a test result" in done.out
+    pooled = json.loads((out / "trials.json").read_text())["out_of_fold"]
+    assert pooled["auc"]["value"] == pytest.approx(trial["pooled"])
+    assert pooled["auc"]["low"] < pooled["auc"]["value"] < pooled["auc"]["high"]
+    assert f"AUC {pooled['auc']['value']:.3f} [{pooled['auc']['low']:.3f}" in done.out
     again = command("simulate", "--resume", out)
     assert again.code == 0 and "2 of 2 fits are there already" in again.err
     assert "leave out --repeats" in refused(8, "simulate", files[0], "--folds", 2, "--repeats", 2)
