@@ -19,7 +19,7 @@ from client.app import Resident
 from client.vault.preparing import choose
 from common.study import Study
 from server.results import read_card
-from simulations.reproduce.scoring import Tested, source_of, tested
+from simulations.reproduce.scoring import Scored, source_of, tested
 from simulations.runfolder import Folder
 
 
@@ -74,12 +74,12 @@ def train_counts(path: Path, repeats: int) -> dict[str, NDArray[np.int64]]:
     return dict(sorted(counts.items()))
 
 
-def by_rule(of: Tested, counts: Mapping[str, NDArray[np.int64]]) -> Tested:
+def by_rule(of: Scored, counts: Mapping[str, NDArray[np.int64]]) -> Scored:
     """The rule on the same images: the score of a class is its share among the source's training images."""
     shares = {name: row / row.sum() for name, row in counts.items()}
     scores = np.stack([shares[source] for source in of.sources.tolist()])
     return replace(of, scores=replace(of.scores, scores=scores))
 
 
-def _right(found: Tested) -> float:
+def _right(found: Scored) -> float:
     return float((found.scores.scores.argmax(axis=1) == found.scores.targets.argmax(axis=1)).mean())

@@ -22,7 +22,7 @@ from simulations.runfolder import Folder
 
 
 @dataclass(frozen=True)
-class Tested:
+class Scored:
     """Scores on all hospitals' test images, in the order in which images entered the vaults.
 
     ``sources`` ``(N,)``: the data set of each image, or its DICOM modality where the run had one data set; else "".
@@ -37,7 +37,7 @@ class Tested:
         """Thresholds, as scores; ``None`` of a multiclass task."""
         return None if self.card.study.task == "multiclass" else self.card.thresholds.edges.tolist()
 
-    def only(self, rows: NDArray[np.bool_]) -> Tested:
+    def only(self, rows: NDArray[np.bool_]) -> Scored:
         """The same of some images."""
         found = self.scores
         kept = Scores(found.scores[rows], found.targets[rows], found.patients[rows], found.loss[rows])
@@ -45,7 +45,7 @@ class Tested:
 
 
 @lru_cache(maxsize=8)
-def tested(path: Path, repeat: int, repeats: int) -> Tested:
+def tested(path: Path, repeat: int, repeats: int) -> Scored:
     """The kept model of the run at ``path`` (of the federated arm, where it has one) on everybody's test images.
 
     Remembered: a page asks for the same model several times, and a finished run does not change.
@@ -73,7 +73,7 @@ def tested(path: Path, repeat: int, repeats: int) -> Tested:
         np.concatenate([part.patients for part in parts]),
         np.concatenate([part.loss for part in parts]),
     )
-    return Tested(joined, card, np.array(sources, dtype=np.str_))
+    return Scored(joined, card, np.array(sources, dtype=np.str_))
 
 
 def source_of(vault: Vault, row: int) -> str:
@@ -88,7 +88,7 @@ def by_appearance(patients: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.argsort(np.argsort(first))[inverse].astype(np.int64)
 
 
-def same_patients(a: Tested, b: Tested) -> bool:
+def same_patients(a: Scored, b: Scored) -> bool:
     """Whether truth and the grouping into patients match, image by image."""
     return (
         a.scores.scores.shape == b.scores.scores.shape

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.evaluation import Scores
 from common.errors import RunError, StudyError
 from common.html import Banner, Cell, Column, Facts, Page, Paragraph, Section, Table
 from server.report.results import Interval
 from simulations.cli import check_parts
 from simulations.reproduce.beside import Measured, measured
 from simulations.reproduce.cli import _folders
+from simulations.reproduce.confounding import by_rule
 from simulations.reproduce.markdown import markdown
 from simulations.reproduce.paper import PAPERS, Ours, Paper, load, numbers
 from simulations.reproduce.playing import Order
-from simulations.reproduce.scoring import by_appearance
+from simulations.reproduce.scoring import Scored, by_appearance, same_patients
 
 ALL = numbers()
 
@@ -159,6 +162,26 @@ def test_a_figure_that_one_seed_lacks_is_none() -> None:
     assert measured(runs[:1], Ours(run="main", metric="recall", label="tumor")) == Measured(  # type: ignore[arg-type]
         0.5, least=0.5, most=0.5
     )
+
+
+def test_the_rule_answers_with_the_most_frequent_class_of_the_source() -> None:
+    """By hand: of MRI 6 normal and 3 tumors, of radiographs 1 normal and 4 with pneumonia in training."""
+    targets = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
+    scores = Scores(np.zeros((4, 3)), targets, np.arange(4), np.zeros(4))
+    of = Scored(scores, None, np.array(["mri", "mri", "chest", "chest"]))  # type: ignore[arg-type]
+    rule = by_rule(of, {"chest": np.array([1, 0, 4]), "mri": np.array([6, 3, 0])})
+    assert rule.scores.scores.argmax(axis=1).tolist() == [0, 0, 2, 2]
+    np.testing.assert_allclose(rule.scores.scores.sum(axis=1), 1.0)
+    np.testing.assert_allclose(rule.scores.scores[0], [2 / 3, 1 / 3, 0])
+    assert same_patients(of, rule)
+
+
+def test_models_of_other_patients_are_not_compared() -> None:
+    targets = np.array([[1.0], [0.0], [1.0]], dtype=np.float32)
+    one = Scored(Scores(np.zeros((3, 1)), targets, np.array([0, 0, 1]), np.zeros(3)), None, np.array([""] * 3))  # type: ignore[arg-type]
+    assert same_patients(one, one)
+    for change in ({"targets": 1 - targets}, {"patients": np.array([0, 1, 1])}, {"scores": np.zeros((3, 2))}):
+        assert not same_patients(one, replace(one, scores=replace(one.scores, **change)))
 
 
 @given(st.lists(st.integers(0, 5), min_size=1))
