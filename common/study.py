@@ -102,6 +102,7 @@ _CLASSES_SCHEMA: dict[str, Any] = {
 _ADDED: dict[str, Any] = {
     "survey": [],
     "data.fold": None,
+    "data.phantoms.kind": "chest",
     "data.take": {},
     "data.group_duplicates": False,
     "image.normalise": "none",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -14,8 +14,14 @@ MOST_FOLDS = 20
 
 
 class PhantomSpec(Part):
-    """The embedded synthetic chest radiographs (``simulations.phantoms``)."""
+    """The embedded synthetic images (``simulations.phantoms``).
 
+    ``chest``: radiographs with pneumonia. ``ct_lung``: slices in Hounsfield units with nodules, which need
+    ``preprocess.window``. ``mri_brain``: T1, T2 and diffusion as three channels, with tumours. ``fracture``: wrists
+    and forearms. ``mixed``: 40% lung CT (in a lung window), 30% brain MRI, 30% fracture.
+    """
+
+    kind: Literal["chest", "ct_lung", "mri_brain", "fracture", "mixed"] = "chest"
     images: Annotated[int, Field(ge=10)] = 1000
     size: Annotated[int, Field(ge=32, le=1024)] = 96
     difficulty: Fraction = 0.5

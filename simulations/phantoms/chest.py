@@ -1,70 +1,32 @@
-"""Synthetic chest radiographs with known truth: the embedded data of every first run.
+"""Chest radiographs: pneumonia in the lungs, or none.
 
 Each phantom is drawn from geometry (body, lungs, ribs, heart, vessels) as X-ray
 attenuation along the beam, then exposed: gain, gamma, blur and noise vary from
 image to image as they do between detectors. A phantom with pneumonia has
 opacities inside its lungs: dense and focal ("bacteria") or faint, diffuse and
 on both sides ("virus"). Their mask is the truth for segmentation.
-
-Nothing here is a patient: every key, patient and source name says "synthetic".
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from common.randomness import generator
 from common.study import PhantomSpec
-from simulations.datasets.source import Item, UnreadableImage
-
-Image = NDArray[np.float32]
+from simulations.datasets.source import Item
+from simulations.phantoms.drawing import Image, Mask, closed_curve, cloud, exposed, filled, grid, posed, stroked
+from simulations.phantoms.people import CHANGED
 
 BACTERIA, VIRUS = 0.25, 0.20
 """Share of images with each finding; the rest, 55%, are normal."""
-CHANGED = 0.25
-"""Share of images whose finding is drawn anew instead of being their patient's (recovered, newly ill)."""
-
-COLUMNS = ("label", "finding")
-"""The label columns of every phantom."""
-
-_SUB = 6  # fractional bits of OpenCV's coordinates
 _RIBS = 9
 
 
-class PhantomSource:
-    """``spec.images`` phantoms of ``(size, size)`` uint8, drawn when read.
-
-    The first *n* phantoms of a larger set are the phantoms of a set of *n*,
-    except that the last patient may have fewer images.
-    """
-
-    name = "phantoms (synthetic)"
-    synthetic = True
-    notes: tuple[str, ...] = ()
-
-    def __init__(self, spec: PhantomSpec, seed: int) -> None:
-        self._spec, self._seed = spec, seed
-        self.items: tuple[Item, ...] = tuple(_items(spec, seed))
-        self._numbers = {item.key: number for number, item in enumerate(self.items)}
-
-    def read(self, item: Item) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Pixels and opacity mask, both ``(size, size)`` uint8. Raises :class:`UnreadableImage` for a foreign item."""
-        number = self._numbers.get(item.key)
-        if number is None:
-            raise UnreadableImage(item.key, "is no phantom of this set; take items from the source's own list")
-        item = self.items[number]
-        anatomy = _anatomy(self._seed, item)
-        rng = generator(self._seed, "phantom", "image", number)
-        return _draw(anatomy, item.labels["finding"][0], self._spec, rng)
-
-
-def _items(spec: PhantomSpec, seed: int) -> list[Item]:
+def items(spec: PhantomSpec, seed: int) -> list[Item]:
     """The set's list: patients with one or more images each, attributes independent of the findings."""
     count = spec.images
     images = 1 + generator(seed, "phantom", "images").poisson(spec.images_per_patient - 1.0, count)
@@ -75,10 +37,10 @@ def _items(spec: PhantomSpec, seed: int) -> list[Item]:
     ill = _findings(generator(seed, "phantom", "patient finding").random(count))
     anew = _findings(generator(seed, "phantom", "image finding").random(count))
     changed = generator(seed, "phantom", "changed").random(count) < CHANGED
-    items = []
+    listed = []
     for number, patient in enumerate(patients.tolist()):
         finding = anew[number] if changed[number] else ill[patient]
-        items.append(
+        listed.append(
             Item(
                 key=f"synthetic-{number:06d}",
                 patient=f"synthetic-patient-{patient:06d}",
@@ -91,7 +53,13 @@ def _items(spec: PhantomSpec, seed: int) -> list[Item]:
                 },
             )
         )
-    return items
+    return listed
+
+
+def draw(item: Item, number: int, spec: PhantomSpec, seed: int) -> tuple[Mask, Mask]:
+    """Pixels and opacity mask, both ``(size, size)`` uint8."""
+    rng = generator(seed, "phantom", "image", number)
+    return _draw(_anatomy(seed, item), item.labels["finding"][0], spec, rng)
 
 
 def _findings(uniform: NDArray[np.float64]) -> list[str]:
@@ -150,46 +118,6 @@ def _anatomy(seed: int, item: Item) -> _Anatomy:
     )
 
 
-@lru_cache(maxsize=4)
-def _grid(size: int) -> tuple[Image, Image]:
-    """Pixel centres as rows ``x (1, size)`` and columns ``y (size, 1)`` in [-1, 1]."""
-    line = ((np.arange(size, dtype=np.float32) + 0.5) * (2.0 / size) - 1.0).astype(np.float32)
-    return line[None, :], line[:, None]
-
-
-def _pixels(points: NDArray[np.floating[Any]], size: int) -> NDArray[np.int32]:
-    """Points ``(..., 2)`` in [-1, 1] as OpenCV's fixed-point pixel coordinates."""
-    return np.asarray(np.rint(((points + 1.0) * (size / 2) - 0.5) * (1 << _SUB)), dtype=np.int32)
-
-
-def _filled(outlines: list[NDArray[np.float64]], size: int, blur: float) -> Image:
-    """Filled polygons as coverage in [0, 1], softened by ``blur`` (half widths)."""
-    canvas = np.zeros((size, size), np.uint8)
-    cv2.fillPoly(canvas, [_pixels(points, size) for points in outlines], 255, cv2.LINE_AA, _SUB)
-    return _soft(canvas, blur)
-
-
-def _stroked(lines: NDArray[np.float64], size: int, width: float, blur: float) -> Image:
-    """Strokes ``lines (L, P, 2)`` of ``width`` (half widths) as coverage in [0, 1]."""
-    canvas = np.zeros((size, size), np.uint8)
-    pen = width * size / 2
-    # A pen thinner than one pixel still covers one: its coverage is scaled instead.
-    shade = int(255 * min(1.0, pen))
-    cv2.polylines(canvas, list(_pixels(lines, size)), False, shade, max(1, round(pen)), cv2.LINE_AA, _SUB)
-    return _soft(canvas, blur)
-
-
-def _soft(canvas: NDArray[np.uint8], blur: float) -> Image:
-    image = canvas.astype(np.float32) * (1 / 255)
-    return np.asarray(cv2.GaussianBlur(image, (0, 0), max(0.3, blur * canvas.shape[0] / 2)), dtype=np.float32)
-
-
-def _cloud(rng: np.random.Generator, size: int, cells: int) -> Image:
-    """Smooth noise, mean 0 and deviation about 1, ``cells`` features across."""
-    coarse = rng.standard_normal((cells, cells), dtype=np.float32)
-    return np.asarray(cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
-
-
 def _lungs(anatomy: _Anatomy, side: int, breath: float) -> NDArray[np.float64]:
     """Outline ``(48, 2)`` of one lung; ``side`` -1 is the image's left (the patient's right)."""
     top, base = anatomy.lung_top, anatomy.lung_base + breath + (0.05 if side > 0 else 0.0)
@@ -213,18 +141,8 @@ def _lungs(anatomy: _Anatomy, side: int, breath: float) -> NDArray[np.float64]:
             [inner + 0.05, top + 0.07],
         ]
     )
-    points = _closed_curve(len(knots), 48) @ knots
+    points = closed_curve(len(knots), 48) @ knots
     return np.asarray(points * (1.0 + anatomy.outline[(side + 1) // 2][:, None]) * [side, 1.0])
-
-
-@lru_cache(maxsize=4)
-def _closed_curve(knots: int, count: int) -> NDArray[np.float64]:
-    """Weights ``(count, knots)`` that draw a closed Catmull–Rom curve through the knots."""
-    at = np.linspace(0.0, knots, count, endpoint=False)
-    index, t = at.astype(int), (at % 1.0)[:, None]
-    p0, p1, p2, p3 = (np.eye(knots)[(index + shift) % knots] for shift in (-1, 0, 1, 2))
-    linear, square, cube = p2 - p0, 2 * p0 - 5 * p1 + 4 * p2 - p3, 3 * p1 - p0 - 3 * p2 + p3
-    return np.asarray(p1 + 0.5 * (linear * t + square * t**2 + cube * t**3))
 
 
 @lru_cache(maxsize=1)
@@ -246,7 +164,7 @@ def _rib_arcs() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.fl
 @lru_cache(maxsize=4)
 def _spine(size: int) -> Image:
     """Vertebral column ``(size, size)`` in [0, 1]: brighter bodies, darker discs."""
-    x, y = _grid(size)
+    x, y = grid(size)
     return np.asarray(0.75 * np.exp(-((x / 0.085) ** 4)) * (0.8 + 0.2 * np.cos(y * (2 * np.pi / 0.17))), np.float32)
 
 
@@ -257,8 +175,8 @@ def _bones(anatomy: _Anatomy, size: int) -> tuple[Image, Image]:
     x = side * (arcs[..., 0] * (reach - 0.06) + 0.06)
     y = arcs[..., 1] * (anatomy.rib_slope + 0.02 * number) + anatomy.lung_top + 0.02 + number * anatomy.rib_gap
     collar = np.array([[0.08, -0.52], [0.26, -0.58], [0.48, -0.64], [0.70, -0.72]])
-    axial = _stroked(np.stack([collar, collar * [-1.0, 1.0]]), size, 0.055, 0.012)
-    return _stroked(np.stack([x, y], axis=-1), size, 0.042, 0.011), np.maximum(axial, _spine(size))
+    axial = stroked(np.stack([collar, collar * [-1.0, 1.0]]), size, 0.055, 0.012)
+    return stroked(np.stack([x, y], axis=-1), size, 0.042, 0.011), np.maximum(axial, _spine(size))
 
 
 def _vessels(anatomy: _Anatomy, size: int) -> Image:
@@ -268,16 +186,16 @@ def _vessels(anatomy: _Anatomy, size: int) -> Image:
     across = bend * along**2 / length
     x = side * (anatomy.hilum + 0.01 + along * np.cos(angle) - across * np.sin(angle))
     y = -0.08 + along * np.sin(angle) + across * np.cos(angle)
-    return _stroked(np.stack([x, y], axis=-1), size, 0.026, 0.014)
+    return stroked(np.stack([x, y], axis=-1), size, 0.026, 0.014)
 
 
 def _blobs(
     rng: np.random.Generator, size: int, lungs: Image, places: NDArray[np.float64], radii: NDArray[np.float64]
 ) -> Image:
     """Irregular soft patches in [0, 1] at ``places (K, 2)``, cut off at the lungs' edge."""
-    x, y = _grid(size)
+    x, y = grid(size)
     # Bounded, so that no patch is eaten up whole: a phantom with a finding always shows some of it.
-    ragged = 0.45 * np.clip(_cloud(rng, size, 10), -1.2, 1.5)
+    ragged = 0.45 * np.clip(cloud(rng, size, 10), -1.2, 1.5)
     field = np.zeros((size, size), np.float32)
     for (cx, cy), (rx, ry) in zip(places.tolist(), radii.tolist(), strict=True):
         distance = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2
@@ -288,7 +206,7 @@ def _blobs(
 
 def _opacities(
     finding: str, rng: np.random.Generator, anatomy: _Anatomy, lungs: Image, difficulty: float
-) -> tuple[Image, NDArray[np.uint8]]:
+) -> tuple[Image, Mask]:
     """Attenuation added by the finding, and its mask. Nothing for "normal"."""
     size = lungs.shape[0]
     if finding == "normal":
@@ -309,18 +227,16 @@ def _opacities(
             [sides * (middle + rng.uniform(-0.15, 0.15, count)), np.linspace(top + 0.30, base - 0.05, count)]
         )
         radii = rng.uniform(0.16, 0.30, (count, 2))
-        spread = _blobs(rng, size, lungs, places, radii) * np.clip(0.75 + 0.30 * _cloud(rng, size, 16), 0.2, 1.3)
+        spread = _blobs(rng, size, lungs, places, radii) * np.clip(0.75 + 0.30 * cloud(rng, size, 16), 0.2, 1.3)
     strength = contrast * rng.uniform(0.4, 2.2)
     return spread * strength, np.asarray(spread > 0.30, np.uint8)
 
 
-def _draw(
-    anatomy: _Anatomy, finding: str, spec: PhantomSpec, rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _draw(anatomy: _Anatomy, finding: str, spec: PhantomSpec, rng: np.random.Generator) -> tuple[Mask, Mask]:
     """One exposure: geometry to attenuation, then pose, detector and noise."""
     size, hard = spec.size, spec.difficulty
-    x, y = _grid(size)
-    lungs = _filled([_lungs(anatomy, side, rng.uniform(-0.05, 0.07)) for side in (-1, 1)], size, 0.016)
+    x, y = grid(size)
+    lungs = filled([_lungs(anatomy, side, rng.uniform(-0.05, 0.07)) for side in (-1, 1)], size, 0.016)
     opacity, mask = _opacities(finding, rng, anatomy, lungs, spec.difficulty)
     bone, axial = _bones(anatomy, size)
 
@@ -340,29 +256,7 @@ def _draw(
         for centre in (-0.47, 0.47):
             shadow = ((x - centre) / 0.34) ** 2 + ((y - anatomy.lung_base + 0.12) / 0.30) ** 2
             attenuation += anatomy.breast * np.clip((1.0 - shadow) * 2.2, 0.0, 1.0)
-    attenuation += (0.018 + 0.012 * hard) * _cloud(rng, size, 7) * lungs
-    attenuation += (0.006 + 0.022 * hard) * _cloud(rng, size, 20) * lungs
-    return _expose(attenuation * inside, mask, hard, rng)
-
-
-def _expose(
-    attenuation: Image, mask: NDArray[np.uint8], hard: float, rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Pose, focal blur, exposure, tone curve and noise; the mask takes the same pose."""
-    size = attenuation.shape[0]
-    turn, zoom = rng.normal(0.0, 2.0), rng.uniform(0.95, 1.06)
-    pose = cv2.getRotationMatrix2D((size / 2 - 0.5, size / 2 - 0.5), turn, zoom)
-    pose[:, 2] = pose[:, 2] + rng.normal(0.0, 0.018 * size, 2)
-    film = cv2.warpAffine(attenuation, pose, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    mask = np.asarray(cv2.warpAffine(mask, pose, (size, size), flags=cv2.INTER_NEAREST), np.uint8)
-    film = cv2.GaussianBlur(film, (0, 0), size * rng.uniform(0.003, 0.008))
-    x, y = _grid(size)
-    heel = 1.0 + rng.normal(0.0, 0.04) * x + rng.normal(0.0, 0.04) * y  # anode heel effect
-    gain, offset, gamma = rng.uniform(0.85, 1.15), rng.uniform(-0.08, 0.0), rng.uniform(1.0, 1.35)
-    # Transmission falls exponentially with attenuation (Beer–Lambert), so dense tissue is compressed, not cut off.
-    dense = 1.06 * (1.0 - np.exp((-1.9 * gain) * np.clip(film * heel, 0.0, None)))
-    tone = np.clip(dense + offset, 0.0, 1.0) ** gamma
-    # Fewer quanta reach the detector behind dense tissue, so noise grows with attenuation.
-    grain = (0.012 + 0.03 * hard * rng.uniform(0.5, 1.5)) * (0.4 + tone)
-    tone = tone + grain * rng.standard_normal((size, size), dtype=np.float32)
-    return np.asarray(np.clip(tone * 255.0 + 0.5, 0.0, 255.0), np.uint8), mask
+    attenuation += (0.018 + 0.012 * hard) * cloud(rng, size, 7) * lungs
+    attenuation += (0.006 + 0.022 * hard) * cloud(rng, size, 20) * lungs
+    film, mask = posed(attenuation * inside, mask, rng)
+    return exposed(film, hard, rng), mask
