@@ -205,6 +205,27 @@ def reproduce(
     cli.reproduce(paper, data=data or (), out=out, seeds=seeds, workers=workers, quick=quick, full=full)
 
 
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="A finished run, or a model that a coordinator has exported.")],
+    images: Annotated[Path | None, typer.Argument(help="Folder of images or DICOM files, or one file.")] = None,
+    site: Annotated[Path | None, typer.Option(help="A site's directory: all images of its vault instead.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the worklist (CSV) here. Default: standard output.")] = None,
+    normal: Annotated[
+        str | None, typer.Option(help="Class without a finding, of several classes. Default: the study's first.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that decode files. Default: one a core.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda:N.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Order images by how likely they are abnormal. Research software: every case must still be read."""
+    from simulations.predict import cli
+
+    cli.predict(model, images, site=site, out=out, normal=normal, workers=workers, device=device, as_json=as_json)
+
+
 @privacy_app.command("audit")
 def privacy_audit(
     study: Annotated[Path, typer.Argument(help="Study file, with privacy: in it.")],

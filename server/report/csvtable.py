@@ -24,9 +24,9 @@ def metrics_csv(runs: Sequence[Run]) -> str:
     for run in runs:
         head = (run.name, run.study_hash, str(run.synthetic).lower(), run.seed, run.repeat, run.engine)
         for arm, trained, tested, label, metric, interval in _lines(run):
-            names = map(_text, (arm, trained, tested, label, metric))
+            names = map(cell_text, (arm, trained, tested, label, metric))
             numbers = ("" if x is None else repr(x) for x in (interval.value, interval.low, interval.high))
-            writer.writerow([*map(_text, head), *names, *numbers])
+            writer.writerow([*map(cell_text, head), *names, *numbers])
     return buffer.getvalue()
 
 
@@ -56,7 +56,7 @@ def _metrics(
         yield arm, trained, tested, label, metric, interval
 
 
-def _text(value: object) -> object:
+def cell_text(value: object) -> object:
     """A spreadsheet runs a cell that begins like a formula (CWE-1236): text that does is quoted."""
     if not isinstance(value, str):
         return value

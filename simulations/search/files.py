@@ -16,12 +16,12 @@ import yaml
 from common.files import write_atomically
 from common.html import clean
 from common.study import Study
+from server.report.csvtable import cell_text
 from simulations.search.results import Judged, json_of, ranked
 from simulations.search.space import SearchSpec
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -88,7 +88,4 @@ def write_csv(trials: Sequence[Judged], spec: SearchSpec, path: Path) -> None:
 
 def _cell(value: Any) -> Any:
     """As a spreadsheet shows it and never computes it."""
-    if isinstance(value, str):
-        text = clean(value)
-        return f"'{text}" if text.startswith(_FORMULA) else text
-    return json.dumps(value) if isinstance(value, list | dict | bool) else value
+    return json.dumps(value) if isinstance(value, list | dict | bool) else cell_text(value)

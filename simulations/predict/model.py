@@ -1,0 +1,97 @@
+"""A finished model and what makes its scores probabilities: a run's folder, or a package that a coordinator made."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.devices import choose_device
+from client.evaluation import predict
+from client.vault.prepared import NO_MASK
+from client.vault.view import View
+from common.errors import RunError
+from common.models import build
+from common.package import SUMMARY
+from common.weights import check_like, load, restore, state_of
+from server.results import Card, read_card
+from simulations.runfolder import Folder
+
+Floats = NDArray[np.float64]
+_RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Temperatures:
+    """What each score column's logits are divided by (Guo et al. 2017); empty where nothing is known."""
+
+    values: Sequence[float] = ()
+
+    def probabilities(self, scores: Floats) -> Floats:
+        """``scores`` ``(N, C)`` calibrated; as they are where there is no temperature."""
+        if not self.values:
+            return scores
+        clipped = np.clip(scores, 2.0**-52, 1 - 2.0**-52)
+        logits = (np.log(clipped) - np.log1p(-clipped)) / np.asarray(self.values)
+        return np.asarray(1 / (1 + np.exp(-logits)))
+
+
+class Model:
+    """Scores prepared images; what is not the model's is the card's."""
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        """Raises :class:`RunError` for a folder without a whole model, :class:`DeviceError`."""
+        if not (folder / "model.json").exists():
+            raise RunError(f"{folder} has no model: {Folder(folder).what_now}")
+        self.card: Card = read_card(folder)
+        self.device = choose_device(device)
+        self.temperatures = _temperatures(folder, self.card)
+        self.scoring_s = 0.0
+        weights = load(folder / "model.safetensors")
+        model = build(self.card.study, 0)
+        check_like(weights, state_of(model))
+        restore(model, weights)
+        self._model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def scores(self, images: Sequence[NDArray[np.uint8]]) -> Floats:
+        """``(N, C)`` of images ``(C, H, W)``, as an evaluation has them; C = 1 for binary and segmentation."""
+        started = time.perf_counter()
+        study, count = self.card.study, len(images)
+        pixels = torch.from_numpy(np.stack(images))
+        size = study.image.size
+        masks = torch.full((count, size, size), NO_MASK, dtype=torch.uint8) if study.outlines else None
+        targets = torch.full((count, len(study.classes)), torch.nan)
+        view = View(pixels, targets, torch.arange(count), count, 0, masks)
+        found = predict(self._model, view.to(self.device), study, self.card.basis).scores
+        self.scoring_s += time.perf_counter() - started
+        return found
+
+
+def _temperatures(folder: Path, card: Card) -> Temperatures:
+    """From the package's summary, or the run's results."""
+    for name in (SUMMARY, _RESULTS):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            found = json.loads(path.read_bytes())
+            if name == _RESULTS:
+                arm = json.loads((folder / "model.json").read_bytes())["arm"]
+                found = found["arms"].get(arm, {})
+            return _of_classes(found.get("calibration", {}), card)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{path} is damaged ({type(error).__name__}); restore it from a copy") from None
+    return Temperatures()
+
+
+def _of_classes(calibration: Any, card: Card) -> Temperatures:
+    """One for each score column, or none at all: probabilities that are calibrated for some classes mislead."""
+    values = [calibration.get(name, {}).get("scaled", {}).get("temperature") for name in card.study.scored_classes]
+    return Temperatures([float(value) for value in values]) if values and None not in values else Temperatures()
