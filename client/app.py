@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from flwr.app import Context, Message
@@ -24,6 +25,8 @@ from client.choice import choose
 from client.evaluation import Scores, first_pass, predict
 from client.examining import alteration, count_by, moments_by
 from client.feedback import compressed
+from client.lesions import find as find_lesions
+from client.lesions import second_pass
 from client.noise_shares import noised_steps
 from client.own_model import own_weights
 from client.peers import Peers
@@ -35,6 +38,7 @@ from client.site import VIEW_CACHE_BYTES, Site
 from client.stock import locate_by_config, permit
 from client.survey import take
 from client.training import FitSeed, LocalFit
+from client.vault.prepared import PreparedView
 from client.vault.view import ViewCache
 from common import protocol
 from common import secure_messages as secure
@@ -43,7 +47,7 @@ from common.basis import Basis
 from common.contribution import clipped
 from common.errors import FedwardError, ModelError, PackageError, PolicyObjects, PrivacyError, VaultError
 from common.memory import keep_freed_memory
-from common.metrics import Layout, Moments, Reference
+from common.metrics import Found, Question
 from common.models import build
 from common.noise_shares import shares_of
 from common.randomness import seed_for
@@ -60,6 +64,9 @@ Spend = Callable[[Mechanism | None], None]
 A simulated site keeps no ledger: nobody is protected there, and each run says itself what it would have spent.
 """
 _OPEN_SITES = 128
+_Asked = tuple[Path, str, str, str, Basis | None]
+"""Site, study, split, weights and basis that something was seen with."""
+T = TypeVar("T")
 
 
 class Resident:
@@ -79,7 +86,8 @@ class Resident:
         self.views = ViewCache(VIEW_CACHE_BYTES)
         self._sites: OrderedDict[Path, Site] = OrderedDict()
         self._models: OrderedDict[tuple[str, str], nn.Module] = OrderedDict()
-        self._scores: OrderedDict[tuple[Path, str, str, str, Basis | None], Scores] = OrderedDict()
+        self._scores: OrderedDict[_Asked, Scores] = OrderedDict()
+        self._lesions: OrderedDict[_Asked, Found] = OrderedDict()
 
     def site(self, directory: Path) -> Site:
         """The opened site; the least recently used one is closed when many are open.
@@ -89,8 +97,9 @@ class Resident:
         site = self._sites.pop(directory, None)
         if site is not None and site.stale:
             site.close()
-            for key in [key for key in self._scores if key[0] == directory]:
-                del self._scores[key]
+            for kept in (self._scores, self._lesions):
+                for key in [key for key in kept if key[0] == directory]:
+                    del kept[key]
             site = None
         site = site or Site.open(directory, self.views, device=self._device, passphrase=self._passphrase)
         self._sites[directory] = site
@@ -120,16 +129,42 @@ class Resident:
         condition: str = "",
     ) -> Scores:
         """Scores on ``split`` under ``condition``, remembered for the second pass over the same weights."""
+
+        def look(model: nn.Module, view: PreparedView) -> Scores:
+            return predict(model, view, study, basis, alteration(condition, study))
+
+        return self._seen(self._scores, look, (site, study, split, weights, basis), condition)
+
+    def lesions(
+        self, site: Site, study: Study, split: str, weights: Weights, basis: Basis | None = None
+    ) -> Found | None:
+        """The lesions of ``split``, remembered as scores are; ``None`` in a study that does not outline."""
+        if not study.outlines:
+            return None
+
+        def look(model: nn.Module, view: PreparedView) -> Found:
+            return find_lesions(model, view, study, basis)
+
+        return self._seen(self._lesions, look, (site, study, split, weights, basis))
+
+    def _seen(
+        self,
+        kept: OrderedDict[_Asked, T],
+        look: Callable[[nn.Module, PreparedView], T],
+        asked: tuple[Site, Study, str, Weights, Basis | None],
+        condition: str = "",
+    ) -> T:
+        """What ``look`` sees in a view with a model of these weights, if it was not looked at before."""
+        site, study, split, weights, basis = asked
         key = (site.directory, study.hash, f"{split} {condition}", digest(weights), basis)
-        found = self._scores.pop(key, None)
+        found = kept.pop(key, None)
         if found is None:
             model = self.model(study, site.device)
             restore(model, weights)
-            view = site.view(study, split)  # type: ignore[arg-type]
-            found = predict(model, view, study, basis, alteration(condition, study))
-        self._scores[key] = found
-        if len(self._scores) > 16:
-            self._scores.popitem(last=False)
+            found = look(model, site.view(study, split))  # type: ignore[arg-type]
+        kept[key] = found
+        if len(kept) > 16:
+            kept.popitem(last=False)
         return found
 
     def sums(self, site: Site) -> SecureSums:
@@ -228,11 +263,15 @@ def evaluate(request: protocol.EvaluateRequest, site: Site, resident: Resident) 
 
 
 def _scores(request: protocol.EvaluateRequest | protocol.MomentsRequest, site: Site, resident: Resident) -> Scores:
-    """Of the weights that came, or of the site's own model."""
-    task, weights = request.task, request.weights
-    if request.personal is not None:
-        weights = own_weights(task, site, resident, weights, request.personal)
-    return resident.scores(site, task.study, request.split, weights, task.basis, request.condition)
+    weights = _weights(request, site, resident)
+    return resident.scores(site, request.task.study, request.split, weights, request.task.basis, request.condition)
+
+
+def _weights(request: protocol.EvaluateRequest | protocol.MomentsRequest, site: Site, resident: Resident) -> Weights:
+    """Those that came, or of the site's own model."""
+    if request.personal is None:
+        return request.weights
+    return own_weights(request.task, site, resident, request.weights, request.personal)
 
 
 def _chosen(request: protocol.EvaluateRequest, site: Site, resident: Resident, own: Scores) -> str:
@@ -251,8 +290,11 @@ def moments(request: protocol.MomentsRequest, site: Site, resident: Resident) ->
     if request.by:
         found = moments_by(request, site, scores)
         return protocol.StatisticsReply(site.alias, request.task.round, found, time.perf_counter() - started)
-    reference = Reference.from_arrays(request.reference, Layout.of(study))
-    sums = Moments.of(scores.scores, scores.targets, scores.patients, reference, study.evaluation.min_cell)
+    question, lesions = Question.from_arrays(request.reference, study), None
+    if question.outline is not None and not request.condition:
+        weights = _weights(request, site, resident)
+        lesions = resident.lesions(site, study, request.split, weights, request.task.basis)
+    sums = second_pass(scores, lesions, question, study.evaluation.min_cell)
     return protocol.StatisticsReply(site.alias, request.task.round, sums.to_arrays(), time.perf_counter() - started)
 
 

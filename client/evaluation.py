@@ -53,15 +53,13 @@ def predict(
     """
     model.eval()
     if study.task == "segmentation":
-        return _outlined(model, view, study, basis)
+        return _outlined(model, view, study, basis, alter)
     outputs: list[torch.Tensor] = []
     overlaps: list[Overlaps] = []
-    for rows, said in _forward(model, view, study, basis, alter):
-        if isinstance(said, tuple):
-            outputs.append(said[0].float().cpu())
-            overlaps.append(_overlaps(said[1].float()[:, 0].sigmoid().cpu(), masks_of(view, rows).cpu(), rows.cpu()))
-        else:
-            outputs.append(said.float().cpu())
+    for rows, said in forward(model, view, study, basis, alter):
+        outputs.append((said[0] if isinstance(said, tuple) else said).float().cpu())
+        if study.outlines:
+            overlaps.append(_overlaps(outline_of(said).sigmoid().cpu(), masks_of(view, rows).cpu(), rows.cpu()))
     logits = torch.cat(outputs).double() if outputs else torch.zeros((0, study.outputs), dtype=torch.float64)
     targets = view.targets.cpu().double()
     if study.task == "binary":
@@ -82,7 +80,7 @@ def first_pass(scores: Scores, study: Study, min_cell: int = 1) -> FirstPass:
     return FirstPass(counts, None if overlaps is None else Outlines.of(overlaps, scores.patients, min_cell))
 
 
-def _forward(
+def forward(
     model: nn.Module, view: PreparedView, study: Study, basis: Basis | None, alter: Alter | None = None
 ) -> Iterator[tuple[torch.Tensor, Outputs]]:
     """Rows of the view and what the model says of them, some at a time."""
@@ -99,15 +97,14 @@ def _forward(
             yield rows, said
 
 
-def _outlined(model: nn.Module, view: PreparedView, study: Study, basis: Basis | None) -> Scores:
+def _outlined(model: nn.Module, view: PreparedView, study: Study, basis: Basis | None, alter: Alter | None) -> Scores:
     """Outlines are counted batch by batch: no more of them is held."""
     smallest = min(study.evaluation.lesions.smallest, study.image.size**2)
     scores, losses, overlaps = [torch.zeros(0)], [torch.zeros(0)], []
-    for rows, said in _forward(model, view, study, basis):
-        assert isinstance(said, torch.Tensor)
-        logits, masks = said.float(), masks_of(view, rows)
-        losses.append(outline_losses(logits, masks.to(logits.device), study).cpu())
-        probabilities = logits[:, 0].sigmoid().cpu()
+    for rows, said in forward(model, view, study, basis, alter):
+        logits, masks = outline_of(said), masks_of(view, rows)
+        losses.append(outline_losses(logits[:, None], masks.to(logits.device), study).cpu())
+        probabilities = logits.sigmoid().cpu()
         scores.append(probabilities.flatten(1).topk(smallest).values[:, -1])
         overlaps.append(_overlaps(probabilities, masks.cpu(), rows.cpu()))
     found = Overlaps.joined(overlaps)
@@ -124,6 +121,11 @@ def _overlaps(probabilities: torch.Tensor, masks: torch.Tensor, rows: torch.Tens
     """Of those ``rows`` that have a mask."""
     known = known_masks(masks)
     return Overlaps.of(probabilities[known].numpy(), masks[known].numpy(), rows[known].numpy())
+
+
+def outline_of(said: Outputs) -> torch.Tensor:
+    """Logits ``(B, H, W)`` float32 of the outlines, from what a model that outlines says."""
+    return (said[1] if isinstance(said, tuple) else said)[:, 0].float()
 
 
 def masks_of(view: PreparedView, rows: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from server.calibration import calibration_json
 from server.checkpoints import Progress
 from server.examined import examined_json
 from server.examining import Examined
+from server.outlines import outlines_json
 from server.rounds import Work
 from server.testing import Tested
 
@@ -87,26 +87,6 @@ def summary_json(summary: Summary, study: Study) -> dict[str, Any]:
     return found
 
 
-def outlines_json(at: int | None, summary: Summary) -> dict[str, Any]:
-    """The threshold of outlines and how well they lie over the masks; nothing in a study without them."""
-    if at is None or summary.outlines is None:
-        return {}
-    outlines = summary.outlines
-    pooled = float(outlines.pooled[at])
-    return {
-        "outline_threshold": GRID[at],
-        "outlines": {
-            "images": dict(zip(("empty", "outlined"), outlines.images.tolist(), strict=True)),
-            "pixels": {
-                "truth": outlines.truth,
-                "predicted": int(outlines.predicted[at]),
-                "both": int(outlines.both[at]),
-                "dice": None if math.isnan(pooled) else pooled,
-            },
-        },
-    }
-
-
 def privacy_json(arm: Trained) -> dict[str, Any]:
     """What is known of a private arm's privacy without knowing its sites (:func:`common.privacy.facts`)."""
     rounds, redone = arm.progress.round, arm.progress.facts.get("rounds_redone", 0)
@@ -144,7 +124,7 @@ def arm_json(arm: Trained, tested: Tested, examined: Examined | None = None) -> 
         "thresholds": thresholds_json(arm.thresholds, study),
         **({"basis": arm.work.basis.json()} if arm.work.basis else {}),
         **summary_json(tested.overall, study),
-        **outlines_json(arm.outline, tested.overall),
+        **outlines_json(arm.outline, tested.overall, study),
         "calibration": calibration_json(tested.overall.reference.counts, arm.validation.counts, study.scored_classes)
         if study.task != "segmentation"  # an image's score is then the edge of its outline, and no probability
         else {},

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from common import protocol
 from common.errors import QuorumError, ReplyRefused
-from common.metrics import FirstPass, Layout, Moments, Reference, Summary, Thresholds, summarise, with_outlines
+from common.metrics import FirstPass, Question, Reference, SecondPass, Summary, Thresholds, summarise, with_outlines
+from common.study import Study
 from common.weights import Weights
 from server.asking import Answer, Link
 from server.recall import Call
@@ -57,11 +58,9 @@ def test_model(
     population's. Where the study's privacy
     suppresses such statistics nobody is asked, and every metric is undefined.
     """
-    study, confidence = work.study, work.study.evaluation.confidence
+    study = work.study
     if study.metrics_suppressed:
-        nobody = Reference(FirstPass.zero(study).counts, thresholds)
-        none = Moments.zero(Layout.of(study))
-        return Tested(summarise(nobody, none, confidence), {}, 0)
+        return Tested(summed_up(FirstPass.zero(study), SecondPass.zero(study), thresholds, outline, study), {}, 0)
     link.watch.tests()
     deadline = work.deadline_s or study.federation.deadline_s
     task = work.task(study.federation.rounds)
@@ -77,10 +76,10 @@ def test_model(
 
     def second(first: FirstPass, group: Mapping[str, int]) -> Summary:
         nonlocal moved
-        reference = Reference(first.counts, thresholds)
-        total, told = second_pass(link, work, weights, reference, group, split, personal=personal)
+        question = Question(Reference(first.counts, thresholds), outline)
+        total, told = second_pass(link, work, weights, question, group, split, personal=personal)
         moved += told
-        return with_outlines(summarise(reference, total, confidence), first.outlines, outline, confidence)
+        return summed_up(first, total, thresholds, outline, study)
 
     overall = second(merged, sites)
     alone = {site: second(found[site], {site: node}) for site, node in own.items() if found[site].counts.images}
@@ -91,28 +90,39 @@ def second_pass(
     link: Link,
     work: Work,
     weights: Weights,
-    reference: Reference,
+    question: Question,
     sites: Mapping[str, int],
     split: str,
     *,
     personal: int | None = None,
-) -> tuple[Moments, int]:
-    """``sites``' sums of squared influences against ``reference``, and the bytes they came in.
+) -> tuple[SecondPass, int]:
+    """``sites``' sums against the question's reference, and the bytes they came in.
 
     Raises as :func:`test_model`.
     """
-    parts: dict[str, Moments] = {}
+    parts: dict[str, SecondPass] = {}
     moved = 0
-    layout, task = Layout.of(work.study), work.task(work.study.federation.rounds)
+    task = work.task(work.study.federation.rounds)
     deadline = work.deadline_s or work.study.federation.deadline_s
-    request = protocol.MomentsRequest(task, split, weights, reference.to_arrays(), personal=personal)
+    request = protocol.MomentsRequest(task, split, weights, question.to_arrays(), personal=personal)
     for answer in Call(link, request, sites, deadline, lambda: len(sites) - len(parts)).answers():
-        parts[answer.site] = read(answer, task, lambda arrays: Moments.from_arrays(arrays, layout))
+        parts[answer.site] = read(answer, task, lambda arrays: SecondPass.from_arrays(arrays, work.study, question))
         moved += answer.bytes
-    total = Moments.zero(layout)
+    total = SecondPass.zero(work.study)
     for site in sorted(parts):  # floats: added in site order, so that arrival does not show
         total += parts[site]
     return total, moved
+
+
+def summed_up(
+    first: FirstPass, second: SecondPass, thresholds: Thresholds, outline: int | None, study: Study
+) -> Summary:
+    """Every metric of both passes over the same patients."""
+    confidence = study.evaluation.confidence
+    summary = summarise(Reference(first.counts, thresholds), second.moments, confidence)
+    if first.outlines is None or second.lesions is None or outline is None:
+        return summary
+    return with_outlines(summary, first.outlines, second.lesions, outline, confidence)
 
 
 def read(answer: Answer, task: protocol.Task, parse: Callable[[protocol.Statistics], T]) -> T:

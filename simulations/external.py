@@ -10,10 +10,13 @@ from client.app import Resident
 from client.cli import ask_passphrase
 from client.config import SITE_FILE, SiteConfig
 from client.evaluation import Scores, first_pass
+from client.lesions import second_pass
 from common.errors import DataError, RunError
-from common.metrics import Moments, Reference, summarise, with_outlines
+from common.metrics import Found, Question, Reference
 from common.weights import Weights, load
-from server.results import Card, outlines_json, read_card, summary_json
+from server.outlines import outlines_json
+from server.results import Card, read_card, summary_json
+from server.testing import summed_up
 from simulations.datasets import open_source
 from simulations.runfolder import Folder
 from simulations.sites import Machine, external_site
@@ -41,6 +44,7 @@ def evaluate_run(run: Path, data: Path, *, device: str = "cpu") -> dict[str, Any
         try:
             site = resident.site(home)
             scores = resident.scores(site, study, "test", weights, card.basis)
+            lesions = resident.lesions(site, study, "test", weights, card.basis)
         finally:
             resident.close()
     if not len(scores.scores):
@@ -48,7 +52,7 @@ def evaluate_run(run: Path, data: Path, *, device: str = "cpu") -> dict[str, Any
             f"{source.name} has no image with a label of this study; its classes are {', '.join(study.class_names)}"
         )
     return {
-        **measured(scores, card),
+        **measured(scores, card, lesions),
         "source": source.name,
         "synthetic": source.synthetic,
         "images": len(scores.scores),
@@ -65,6 +69,7 @@ def _at_home(card: Card, weights: Weights, directory: Path, device: str) -> dict
         site = resident.site(directory)
         site.note_use(card.study)
         scores = resident.scores(site, card.study, "test", weights, card.basis)
+        lesions = resident.lesions(site, card.study, "test", weights, card.basis)
         (vault,) = site.vaults
         synthetic = vault.synthetic
     finally:
@@ -72,7 +77,7 @@ def _at_home(card: Card, weights: Weights, directory: Path, device: str) -> dict
     if not len(scores.scores):
         raise DataError(f"{site.alias} has no labelled test image for this study; its test split is empty")
     return {
-        **measured(scores, card),
+        **measured(scores, card, lesions),
         "source": f"the test split of {site.alias}",
         "synthetic": synthetic,
         "images": len(scores.scores),
@@ -82,12 +87,13 @@ def _at_home(card: Card, weights: Weights, directory: Path, device: str) -> dict
     }
 
 
-def measured(scores: Scores, card: Card) -> dict[str, Any]:
-    """Metrics with intervals of a model's ``scores`` at the thresholds of its ``card``, as in ``results.json``."""
+def measured(scores: Scores, card: Card, lesions: Found | None = None) -> dict[str, Any]:
+    """Metrics with intervals of a model's ``scores`` at the thresholds of its ``card``, as in ``results.json``.
+
+    ``lesions``: of the same images, in a study that outlines.
+    """
     study = card.study
     first = first_pass(scores, study)
-    reference = Reference(first.counts, card.thresholds)
-    moments = Moments.of(scores.scores, scores.targets, scores.patients, reference)
-    confidence = study.evaluation.confidence
-    summary = with_outlines(summarise(reference, moments, confidence), first.outlines, card.outline, confidence)
-    return {**summary_json(summary, study), **outlines_json(card.outline, summary)}
+    second = second_pass(scores, lesions, Question(Reference(first.counts, card.thresholds), card.outline))
+    summary = summed_up(first, second, card.thresholds, card.outline, study)
+    return {**summary_json(summary, study), **outlines_json(card.outline, summary, study)}

@@ -39,24 +39,29 @@ class Ratio:
     """Sites that withheld a ratio because of too few patients."""
 
     @classmethod
-    def of(cls, above: Floats, below: Floats, patients: NDArray[np.generic], min_cell: int = 1) -> Ratio:
-        """From each image's part ``(N, …)`` of both, non-negative; ``patients`` ``(N,)`` tell patients apart.
-
-        A ratio that rests on 1 to ``min_cell`` - 1 patients is withheld.
-        """
+    def of(cls, above: Floats, below: Floats, patients: NDArray[np.generic]) -> Ratio:
+        """From each unit's part ``(N, …)`` of both, non-negative; ``patients`` ``(N,)`` tell patients apart."""
         names, patient = np.unique(patients, return_inverse=True)
         sums = np.zeros((2, len(names), *above.shape[1:]))
         np.add.at(sums[0], patient.reshape(-1), above)
         np.add.at(sums[1], patient.reshape(-1), below)
         a, b = np.rint(sums / _UNIT) * _UNIT
-        counted = (b > 0).sum(axis=0, dtype=np.int64)
-        told = np.asarray(counted >= min_cell)
         return cls(
-            above=np.where(told, _whole(a.sum(axis=0), _UNIT), 0),
-            below=np.where(told, _whole(b.sum(axis=0), _UNIT), 0),
-            squares=np.where(told, np.stack([_whole(x, _SQUARE).sum(axis=0) for x in (a * a, a * b, b * b)]), 0),
-            patients=np.where(told, counted, 0),
-            withheld=np.asarray(~told & (counted > 0), dtype=np.int64),
+            above=_whole(a, _UNIT).sum(axis=0),
+            below=_whole(b, _UNIT).sum(axis=0),
+            squares=np.stack([_whole(x, _SQUARE).sum(axis=0) for x in (a * a, a * b, b * b)]),
+            patients=(b > 0).sum(axis=0, dtype=np.int64),
+            withheld=np.zeros(above.shape[1:], dtype=np.int64),
+        )
+
+    def only(self, told: NDArray[np.bool_]) -> Ratio:
+        """One site's ratios where ``told``; of the others nothing but that they are withheld, if there is anything."""
+        return Ratio(
+            above=np.where(told, self.above, 0),
+            below=np.where(told, self.below, 0),
+            squares=np.where(told, self.squares, 0),
+            patients=np.where(told, self.patients, 0),
+            withheld=np.asarray(~told & (self.patients > 0), dtype=np.int64),
         )
 
     @classmethod

@@ -11,6 +11,7 @@ from common.metrics.counts import auc_bounds, roc
 from common.metrics.estimates import Estimate
 from common.metrics.intervals import UNDEFINED, Interval, interval
 from common.metrics.layout import Floats, Ints
+from common.metrics.lesions import Lesions
 from common.metrics.moments import Moments
 from common.metrics.outlines import Outlines
 from common.metrics.ratios import METRICS, RATES, Tally, over_classes, rates
@@ -33,7 +34,8 @@ class Summary:
     patients_in_moments: int
     """Patients of the second pass; intervals are given only when it reached all of them."""
     outlines: Outlines | None = None
-    """In a study that outlines."""
+    lesions: Lesions | None = None
+    """Both in a study that outlines."""
 
     @property
     def images(self) -> int:
@@ -99,12 +101,10 @@ def summarise(reference: Reference, moments: Moments | None, confidence: float =
     )
 
 
-def with_outlines(summary: Summary, outlines: Outlines | None, at: int | None, confidence: float) -> Summary:
-    """``summary`` with the overlaps at threshold ``GRID[at]`` before its other metrics, in a study that outlines."""
-    if outlines is None or at is None:
-        return summary
-    overall = {**outlines.metrics(at, confidence), **summary.overall}
-    return replace(summary, overall=overall, outlines=outlines)
+def with_outlines(summary: Summary, outlines: Outlines, lesions: Lesions, at: int, confidence: float) -> Summary:
+    """``summary`` with what is told of outlines at threshold ``GRID[at]`` before its other metrics."""
+    overall = {**outlines.metrics(at, confidence), **lesions.metrics(at, confidence), **summary.overall}
+    return replace(summary, overall=overall, outlines=outlines, lesions=lesions)
 
 
 def estimate(reference: Reference, moments: Moments | None, metric: str, column: int) -> Estimate | None:
