@@ -81,16 +81,35 @@ def paired_bootstrap(
         return Difference(None, None, None, 0)
     a = _statistic(scores_a, truth, patient, metric, thresholds_a)
     b = _statistic(scores_b, truth, patient, metric, thresholds_b)
-    once = np.ones((count, 1))
-    value = float((a(once) - b(once))[0])
+    return _resampled(lambda weights: a(weights) - b(weights), count, len(targets), resamples, confidence, seed)
+
+
+def paired_means(
+    a: Floats, b: Floats, patients: NDArray[np.generic], *, resamples: int, confidence: float, seed: int
+) -> Difference:
+    """Difference of two means over the same images: values ``a`` and ``b`` ``(N,)``, drawn anew by patient."""
+    patient = np.unique(patients, return_inverse=True)[1].reshape(len(patients))
+    images = np.bincount(patient).astype(np.float64)
+    gains = np.bincount(patient, weights=np.asarray(a - b, dtype=np.float64), minlength=len(images))
+
+    def gain(weights: Floats) -> Floats:
+        return divide(gains @ weights, images @ weights)
+
+    return _resampled(gain, len(images), len(patients), resamples, confidence, seed)
+
+
+def _resampled(
+    statistic: Statistic, count: int, images: int, resamples: int, confidence: float, seed: int
+) -> Difference:
+    """A statistic of ``count`` patients' weights and its percentile interval."""
+    if not count:
+        return Difference(None, None, None, 0)
+    value = float(statistic(np.ones((count, 1)))[0])
     if np.isnan(value):
         return Difference(None, None, None, 0)
     random = generator(seed, "paired bootstrap")
-    rows = max(1, _CELLS // max(len(targets), 1))
-    parts = []
-    for start in range(0, resamples, rows):
-        weights = _draws(random, min(rows, resamples - start), count)
-        parts.append(a(weights) - b(weights))
+    rows = max(1, _CELLS // max(images, 1))
+    parts = [statistic(_draws(random, min(rows, resamples - start), count)) for start in range(0, resamples, rows)]
     differences = np.concatenate(parts)
     differences = differences[~np.isnan(differences)]
     if not len(differences):

@@ -5,7 +5,7 @@ A real federation has no such owner; there, models are compared from sums (``sim
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from client.app import Resident
 from client.evaluation import Scores
 from client.own_model import own_weights
+from common.metrics import Overlaps
 from common.randomness import seed_for
 from common.study import Study
 from server.comparisons import comparison_json, correct
 from server.results import Trained
-from simulations.bootstrap import paired_bootstrap
+from simulations.bootstrap import Difference, paired_bootstrap, paired_means
 from simulations.pairs import from_sums
 
 METRICS = ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity")
+OVERLAPS = ("dice", "iou")
 MOST_SITES = 50
 
 
@@ -38,6 +40,7 @@ def everybody(
             weights = own_weights(arm.work.task(study.federation.rounds), site, resident, weights, own)
         scores = resident.scores(site, study, "test", weights, arm.work.basis)
         parts.append((scores, np.full(len(scores.patients), number)))
+    outlined = [(scores.overlaps, len(scores.patients)) for scores, _ in parts]
     offset, patients = 0, []
     for scores, _ in parts:
         patients.append(scores.patients + offset)
@@ -47,6 +50,7 @@ def everybody(
         np.concatenate([scores.targets for scores, _ in parts]),
         np.concatenate(patients),
         np.concatenate([scores.loss for scores, _ in parts]),
+        Overlaps.following(outlined) if study.outlines else None,
     )
     return joined, np.concatenate([owner for _, owner in parts])
 
@@ -114,4 +118,38 @@ def _compare(
             seed=seed_for(study.seed, repeat, group, "bootstrap"),
         )
         rows.append({"a": "federated", "b": name, "metric": metric, "on": group, **difference.to_dict()})
-    return rows
+    return rows + [
+        {"a": "federated", "b": name, "metric": metric, "on": group, **difference.to_dict()}
+        for metric, difference in _overlaps(group, mask, ours, theirs, arms, study, repeat)
+    ]
+
+
+def _overlaps(
+    group: str,
+    mask: NDArray[np.bool_],
+    ours: Scores,
+    theirs: Scores,
+    arms: Sequence[Trained],
+    study: Study,
+    repeat: int,
+) -> Iterator[tuple[str, Difference]]:
+    """Mean overlaps over the images that have anything to outline, each model at its own threshold."""
+    if ours.overlaps is None or theirs.overlaps is None:
+        return
+    rows = ours.overlaps.rows
+    chosen = ours.overlaps.having & mask[rows]
+    for metric in OVERLAPS:
+        a, b = (
+            getattr(one.overlaps, metric)[chosen, arm.outline] for one, arm in zip((ours, theirs), arms, strict=True)
+        )
+        yield (
+            metric,
+            paired_means(
+                a,
+                b,
+                ours.patients[rows][chosen],
+                resamples=study.evaluation.bootstrap,
+                confidence=study.evaluation.confidence,
+                seed=seed_for(study.seed, repeat, group, "bootstrap"),
+            ),
+        )

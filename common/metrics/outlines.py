@@ -8,6 +8,7 @@ thresholds are chosen, on validation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,18 @@ class Overlaps:
             np.concatenate([empty[:, 0], *(part.truth for part in parts)]),
             np.concatenate([empty, *(part.predicted for part in parts)]),
             np.concatenate([empty, *(part.both for part in parts)]),
+        )
+
+    @classmethod
+    def following(cls, parts: Sequence[tuple[Overlaps | None, int]]) -> Overlaps:
+        """Of several splits of so many images one after the other: rows are those of all images together."""
+        starts = np.cumsum([0, *(images for _, images in parts)])
+        return cls.joined(
+            [
+                cls(part.rows + start, part.truth, part.predicted, part.both)
+                for (part, _), start in zip(parts, starts.tolist(), strict=False)
+                if part is not None
+            ]
         )
 
     @property
