@@ -131,6 +131,8 @@ def _answer(found: Found) -> list[Block]:
             )
         )
     blocks.append(Paragraph(paper.system))
+    if found.confounded is not None:
+        blocks.append(Paragraph(_confounding_sentence(found.confounded)))
     for worth in found.worths:
         if worth.differences:
             blocks.append(Paragraph(_worth_sentence(worth)))
@@ -258,7 +260,6 @@ def _confounding(found: Found) -> list[Block]:
         [Column("Data set", numeric=TEXT), *map(Column, told.classes)],
         [[Cell(source), *(Cell(count(value)) for value in row)] for source, row in told.counts.items()],
     )
-    rule, network, images = told.right[""]
     right = Table(
         "Right answers on test images",
         [Column("Images", numeric=TEXT), Column("The rule"), Column("The network"), Column("Test images")],
@@ -271,12 +272,19 @@ def _confounding(found: Found) -> list[Block]:
     )
     return [
         Statement(
-            f"Without looking at a single pixel, {number(rule)} of {count(images)} test images are put into the right "
-            f"class; the network reaches {number(network)}.",
+            _confounding_sentence(told),
             "Kind of image and class go together in this design: the rule knows only which data set an image is from.",
         ),
         Row([counts, right]),
     ]
+
+
+def _confounding_sentence(told: Confounding) -> str:
+    rule, network, images = told.right[""]
+    return (
+        f"Without looking at a single pixel, {number(rule)} of {count(images)} test images go into the right class; "
+        f"the network reaches {number(network)}."
+    )
 
 
 def _comparisons(found: Found) -> list[Block]:

@@ -65,8 +65,9 @@ def test_every_study_of_a_paper_holds(number: int, how: str, tmp_path: Path) -> 
     order = Order(paper, tmp_path, data, quick=how == "quick", full=how == "full")
     studies = {name: order.study(name) for name in order.wanted}
     assert len({study.hash for study in studies.values()}) == len(studies)
-    for name, study in studies.items():
-        check_parts(study, Path(name))
+    if how == "phantoms":  # models are the same whatever the images
+        for name, study in studies.items():
+            check_parts(study, Path(name))
 
 
 @pytest.mark.parametrize("number", ALL)
