@@ -382,12 +382,17 @@ def identity_of(request: _Work) -> Identity:
         kind, arrays = protocol.TRAIN, digest(request.weights)
     elif isinstance(request, protocol.MomentsRequest):
         kind = f"{protocol.MOMENTS} {request.about}"
-        arrays = digest(request.weights) + digest(request.reference)
+        arrays = digest(request.weights) + digest(request.reference) + _digest_of(request.beside)
     else:
-        kind, arrays = f"{protocol.EVALUATE} {request.about}", digest(request.weights)
+        kind = f"{protocol.EVALUATE} {request.about}"
+        arrays = digest(request.weights) + _digest_of(request.beside)
     if task.basis is not None:
         arrays += task.basis.digest
     return Identity(task.study.hash, task.arm, task.repeat, kind, task.round, arrays)
+
+
+def _digest_of(beside: protocol.Beside | None) -> str:
+    return "" if beside is None else digest(beside.weights or {}) + digest(beside.given)
 
 
 def run(home: Home, *, stop: threading.Event, pace: Pace | None = None) -> None:

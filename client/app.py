@@ -21,6 +21,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from client import comparing
 from client.choice import choose
 from client.evaluation import Scores, first_pass, predict
 from client.examining import alteration, count_by, moments_by
@@ -253,7 +254,9 @@ def evaluate(request: protocol.EvaluateRequest, site: Site, resident: Resident) 
     started = time.perf_counter()
     study = request.task.study
     scores = _scores(request, site, resident)
-    if request.by:
+    if request.beside is not None:
+        found = comparing.tables(request, request.beside, scores, site, resident)
+    elif request.by:
         found = count_by(request, site, scores)
     else:
         found = first_pass(scores, study, study.evaluation.min_cell).to_arrays()
@@ -287,15 +290,17 @@ def moments(request: protocol.MomentsRequest, site: Site, resident: Resident) ->
     started = time.perf_counter()
     study = request.task.study
     scores = _scores(request, site, resident)
-    if request.by:
+    if request.beside is not None:
+        found = comparing.spreads(request, request.beside, scores, site, resident)
+    elif request.by:
         found = moments_by(request, site, scores)
-        return protocol.StatisticsReply(site.alias, request.task.round, found, time.perf_counter() - started)
-    question, lesions = Question.from_arrays(request.reference, study), None
-    if question.outline is not None and not request.condition:
-        weights = _weights(request, site, resident)
-        lesions = resident.lesions(site, study, request.split, weights, request.task.basis)
-    sums = second_pass(scores, lesions, question, study.evaluation.min_cell)
-    return protocol.StatisticsReply(site.alias, request.task.round, sums.to_arrays(), time.perf_counter() - started)
+    else:
+        question, lesions = Question.from_arrays(request.reference, study), None
+        if question.outline is not None and not request.condition:
+            weights = _weights(request, site, resident)
+            lesions = resident.lesions(site, study, request.split, weights, request.task.basis)
+        found = second_pass(scores, lesions, question, study.evaluation.min_cell).to_arrays()
+    return protocol.StatisticsReply(site.alias, request.task.round, found, time.perf_counter() - started)
 
 
 def suppressed(request: protocol.EvaluateRequest | protocol.MomentsRequest) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from common import protocol
+from common.metrics.paired.wire import compares_models, compares_readers
 from common.secure_messages import MaskedReply
 from common.study import Study
 
@@ -28,7 +29,13 @@ def kinds(study: Study, reply: protocol.Reply) -> list[str]:
             return ["weights, noised and masked"]
         return [f"{what}, masked" for what in ("weights", "number of images", "training loss")]
     if isinstance(reply, protocol.StatisticsReply):
-        return ["counts of scores", "seconds", *(["choice of model"] if reply.chosen else [])]
+        return [*_counted(reply), "seconds", *(["choice of model"] if reply.chosen else [])]
     if isinstance(reply, protocol.Receipt):
         return ["receipt"]
     return []
+
+
+def _counted(reply: protocol.StatisticsReply) -> list[str]:
+    if compares_readers(reply.statistics):
+        return ["counts of readers' labels"]
+    return ["counts of scores", *(["joint counts of two models"] if compares_models(reply.statistics) else [])]

@@ -38,7 +38,8 @@ most_steps_a_round: null      # null: a study that counts steps in place of epoc
 smallest_cell: 10             # patients behind any count that leaves
 tasks: null                   # e.g. [binary, multiclass]; null: any
 classes: null                 # e.g. [normal, pneumonia*]; null: any
-statistics: [survey, classes, pixels, scores, subgroups, moments, outlines]   # may leave beside weights
+statistics: [survey, classes, pixels, scores, subgroups, moments, outlines, comparisons]   # may leave beside weights;
+                              # readers: how often this site's readers are right, by their columns
 minimum_privacy: null         # e.g. {unit: patient, epsilon: 8.0, delta: 1.0e-5}: studies that give less are refused
 budget: null                  # e.g. {epsilon: 10.0, epsilon_a_study: 4.0, delta: 1.0e-5}: of all studies together; what
                               # they spent is in the ledger (`fedward site ledger`). null: recorded, not limited
@@ -56,12 +57,15 @@ approve_automatically: []     # e.g. [{coordinator: FINGERPRINT, classes: [norma
 """What a new site's policy says."""
 
 Role = Literal["data_manager", "privacy_officer", "operator"]
-Statistic = Literal["survey", "classes", "pixels", "scores", "subgroups", "moments", "outlines"]
+Statistic = Literal[
+    "survey", "classes", "pixels", "scores", "subgroups", "moments", "outlines", "comparisons", "readers"
+]
 STATISTICS: tuple[Statistic, ...] = ("survey", "scores", "moments")
 """Images per split; histograms of scores, sums of losses; sums over patients for intervals. Every study needs all.
 
 A study may ask for two more before round 1: counts by class, sums of pixels (``Study.surveyed``); and of the test for
-one more: the same histograms and sums by sex, age, view and the like (``evaluation.by``).
+one more: the same histograms and sums by sex, age, view and the like (``evaluation.by``). And at its end
+for what two models decide of the same images (``evaluation.compare``) and how readers did (``evaluation.readers``).
 """
 
 
@@ -275,6 +279,9 @@ class Policy(Limits):
         by = study.evaluation.by
         if by and "subgroups" not in self.statistics:
             yield _objection("statistics", f"its test asks for subgroups by {', '.join(by)}", _allows(self.statistics))
+        for key, asked in (("comparisons", study.evaluation.compare), ("readers", study.evaluation.readers)):
+            if asked and key not in self.statistics:
+                yield _objection("statistics", f"the study asks for {key}", _allows(self.statistics))
 
     def _privacy(self, study: Study) -> Iterator[Objection]:
         """A study that protects patients protects each of their images too."""

@@ -166,8 +166,23 @@ class UpdateReply:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What the model is compared with on the same test images (``common.metrics.paired``).
+
+    A second model, or, without ``weights``, the readers that the study names.
+    """
+
+    given: Statistics
+    """First pass: thresholds; second pass: all sites' joint tables, and of a second model its reference."""
+    weights: Weights | None = None
+
+
+@dataclass(frozen=True)
 class EvaluateRequest:
-    """Score ``split`` with ``weights`` and send mergeable statistics (``common.metrics``, first pass)."""
+    """Score ``split`` with ``weights`` and send mergeable statistics (``common.metrics``, first pass).
+
+    With ``beside`` only what compares both.
+    """
 
     task: Task
     split: str
@@ -178,16 +193,17 @@ class EvaluateRequest:
     """Do this to the images first (``common.corruptions``), which the study names; the test only."""
     personal: int | None = None
     """The round whose own model of the site, made with these weights, is meant; ``None``: the weights as they are."""
+    beside: Beside | None = None
 
     @property
     def about(self) -> str:
         """The split, and what is asked of it: ``test``, ``test by sex``, ``test under blur 2``, ``val own 3``."""
-        return _about(self.split, self.by, self.condition, self.personal)
+        return _about(self.split, self.by, self.condition, self.personal) + _against(self.beside)
 
 
 @dataclass(frozen=True)
 class MomentsRequest:
-    """Second pass: per-patient placement sums against everybody's merged histogram."""
+    """Second pass: per-patient placement sums against everybody's merged histogram; or of a comparison (``beside``)."""
 
     task: Task
     split: str
@@ -197,11 +213,12 @@ class MomentsRequest:
     condition: str = ""
     personal: int | None = None
     """As of :class:`EvaluateRequest`."""
+    beside: Beside | None = None
 
     @property
     def about(self) -> str:
         """As :attr:`EvaluateRequest.about`."""
-        return _about(self.split, self.by, self.condition, self.personal)
+        return _about(self.split, self.by, self.condition, self.personal) + _against(self.beside)
 
 
 @dataclass(frozen=True)
@@ -318,6 +335,10 @@ def seal(request: Request) -> Sealed:
             head["personal"] = request.personal
         content["head"] = ConfigRecord(head)
         kind = EVALUATE
+    if isinstance(request, EvaluateRequest | MomentsRequest) and request.beside is not None:
+        content["beside"] = pack(request.beside.given, STATISTICS)
+        if request.beside.weights is not None:
+            content["second"] = pack(request.beside.weights, DTYPES)
     if isinstance(request, MomentsRequest):
         content["statistics"] = pack(request.reference, STATISTICS)
         kind = MOMENTS
@@ -363,11 +384,12 @@ def open_request(message: Message) -> Request:
         raise ProtocolError(f"a request names the split {split[:20]!r}; known: {', '.join(EVALUATED)}")
     personal = _personal(head, task)
     by, condition = _examined(head, task.study, split)
+    beside = _beside(content, task, split, by, condition)
     if kind == EVALUATE:
-        return EvaluateRequest(task, split, weights, by, condition, personal)
+        return EvaluateRequest(task, split, weights, by, condition, personal, beside)
     if kind == MOMENTS:
         reference = unpack(_record(content, "statistics", ArrayRecord), STATISTICS)
-        return MomentsRequest(task, split, weights, reference, by, condition, personal)
+        return MomentsRequest(task, split, weights, reference, by, condition, personal, beside)
     raise ProtocolError(f"unknown kind of request {kind[:40]!r}; upgrade this site")
 
 
@@ -574,6 +596,10 @@ def _examined(head: Mapping[str, Any], study: Study, split: str) -> tuple[str, s
     return by, condition
 
 
+def _against(beside: Beside | None) -> str:
+    return "" if beside is None else " against readers" if beside.weights is None else " against another model"
+
+
 def _about(split: str, by: str, condition: str, personal: int | None) -> str:
     text = f"{split} by {by}" if by else f"{split} under {condition}" if condition else split
     return text if personal is None else f"{text} own {personal}"
@@ -592,6 +618,18 @@ def _reals(head: Mapping[str, Any], key: str) -> tuple[float, ...]:
     if not all(isinstance(value, float) for value in values):
         raise ProtocolError(f"the message's field {key!r} holds something else than numbers; upgrade the older side")
     return tuple(values)
+
+
+def _beside(content: RecordDict, task: Task, split: str, by: str, condition: str) -> Beside | None:
+    """A comparison, which the study must have named: its sites have approved no other."""
+    if "beside" not in content:
+        return None
+    second = unpack(_record(content, "second", ArrayRecord), DTYPES) if "second" in content else None
+    evaluation = task.study.evaluation
+    named = evaluation.readers if second is None else evaluation.compare
+    if split != "test" or by or condition or not named:
+        raise ProtocolError("a request asks for a comparison that its study does not name; upgrade the coordinator")
+    return Beside(unpack(_record(content, "beside", ArrayRecord), STATISTICS), second)
 
 
 def _update(content: RecordDict) -> Update:

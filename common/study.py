@@ -22,6 +22,7 @@ from common import findings, strict_yaml
 from common.errors import StudyError
 from common.frozen import FrozenDict
 from common.study_central import CentralPrivacySpec, check_central
+from common.study_compare import check_compared
 from common.study_data import DataSpec, FoldSpec, PhantomSpec
 from common.study_examined import check_examined
 from common.study_fields import Labels, Part, Scalar, label_text
@@ -120,6 +121,8 @@ _ADDED: dict[str, Any] = {
     "evaluation.errors_by": [],
     "evaluation.robustness": [],
     "personalisation": None,
+    "evaluation.compare": [],
+    "evaluation.readers": [],
 }
 """Keys added after hospitals had approved studies, and what they are where nobody uses them.
 
@@ -209,6 +212,7 @@ class Study(Part):
         _known("model.name", self.model.name, MODELS, "fedward.models")
         self._check_fold()
         check_outlines(self)
+        check_compared(self)
         check_privacy(self)
         check_secure(self)
         check_central(self)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from common.frozen import FrozenDict
+from common.study_compare import MOST_READERS, Other, Reader
 from common.study_examined import AgeBands, Columns, Robustness
 from common.study_fields import Fraction, NonNegative, Parameters, Part, Positive
 from common.study_outlines import LesionSpec
@@ -232,6 +233,16 @@ class ThresholdSpec(Part):
         return self
 
 
+_COMPARE = (
+    "Second models to be tested against the kept one on the same test images: the one that round 1 began with, or the "
+    "last round's where federation.keep is best. Sites send joint counts of both models' decisions, never a score."
+)
+_READERS = (
+    "Columns of the sites' label sheets that hold readers' own labels. Sites send how often model and readers are "
+    "right on the images that all of them have read."
+)
+
+
 class EvaluationSpec(Part):
     """How models are tested, and what else is asked of the kept one (``common.study_examined``).
 
@@ -251,6 +262,8 @@ class EvaluationSpec(Part):
     """First years of the bands into which ages are put, but of the youngest."""
     errors_by: Columns = ()
     robustness: Robustness = ()
+    compare: Annotated[tuple[Other, ...], Field(description=_COMPARE)] = ()
+    readers: Annotated[tuple[Reader, ...], Field(max_length=MOST_READERS, description=_READERS)] = ()
 
     @property
     def by(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from common.files import write_atomically
 from common.study import Study
 from common.study_personal import PERSONALISED
 from server.asking import Link
+from server.comparing import Found, compare_as_asked
 from server.desk import CHECKPOINT
 from server.events import EventLog, JsonLines
 from server.examining import examine
@@ -62,6 +63,7 @@ def train(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: P
         away = sorted(set(sites) - set(present))
         link.events.emit("alert", kind="site-lost", sites=away, why="absent from the last round and from the test")
     tested = examined = None
+    compared = Found()
     while tested is None:
         try:
             own_round = work.own_round(arm.progress.facts["kept_round"])
@@ -69,6 +71,7 @@ def train(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: P
                 link, work, arm.weights, arm.thresholds, present, own=present, outline=arm.outline, personal=own_round
             )
             examined = examine(link, work, arm.weights, arm.thresholds, present, personal=own_round)
+            compared = compare_as_asked(link, arm, found, present)
             tested = found
         except SiteGone as gone:
             if len(present) <= work.quorum:
@@ -89,6 +92,7 @@ def train(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: P
     trained = trained_by(arm.progress.history)
     unpaid = arm.progress.facts.get("unpaid", [])
     result: dict[str, Any] = {"study_hash": study.hash, "arms": arms, "absent": absent, "trained": trained}
+    result |= compared.json(study)
     result |= {"unpaid": unpaid} if unpaid else {}
     write_model(out, arm)
     write_atomically(out / "results.json", json.dumps(result, indent=1).encode())

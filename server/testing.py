@@ -125,6 +125,22 @@ def summed_up(
     return with_outlines(summary, first.outlines, second.lesions, outline, confidence)
 
 
+def gather(
+    link: Link,
+    request: protocol.EvaluateRequest | protocol.MomentsRequest,
+    sites: Mapping[str, int],
+    deadline_s: float,
+    parse: Callable[[protocol.Statistics], T],
+) -> tuple[list[T], int]:
+    """What every one of ``sites`` answers, in their order, and the bytes that moved. Raises as :func:`test_model`."""
+    found: dict[str, T] = {}
+    moved = 0
+    for answer in Call(link, request, sites, deadline_s, lambda: len(sites) - len(found)).answers():
+        found[answer.site] = read(answer, request.task, parse)
+        moved += answer.bytes
+    return [found[site] for site in sorted(found)], moved
+
+
 def read(answer: Answer, task: protocol.Task, parse: Callable[[protocol.Statistics], T]) -> T:
     """What ``parse`` reads from a test's answer. Raises :class:`QuorumError`, :class:`SiteGone`."""
     try:

@@ -19,6 +19,7 @@ from common.files import write_atomically
 from common.study import Study
 from common.study_personal import PERSONALISED
 from server.asking import Link
+from server.comparing import Found, compare_as_asked
 from server.events import EventLog, JsonLines, Sink
 from server.examining import Examined, examine
 from server.personal import OwnModels, has_own_models, test_own_models
@@ -224,6 +225,9 @@ class Run:
             differences = compared(resident, self.directories, trained, study, number)
             if models is not None:
                 own_models = personalised_json(resident, self.directories, trained, models, number)
+        asked = Found()
+        if "federated" in trained:
+            asked = compare_as_asked(link, trained["federated"], tested["federated"], hospitals)
         for name in ("federated", "pooled"):
             if name in trained:
                 arms[name] = arm_json(trained[name], tested[name], examined if trained[name] is kept else None)
@@ -248,9 +252,10 @@ class Run:
             arms[PERSONALISED] = own_models
         moved = sum(record["bytes"] for arm in trained.values() for record in arm.progress.history)
         moved += sum(result.bytes for result in tested.values()) + sum(
-            more.bytes for more in (examined, models) if more
+            more.bytes for more in (examined, models, asked) if more
         )
-        result = self._result(number, arms, differences, moved)
+        result = self._result(number, arms, differences[0], moved)
+        result |= asked.json(study) | {"comparisons": [*differences[1], *asked.models]}
         self._write_repeat(number, result, trained)
         return result
 
@@ -260,7 +265,7 @@ class Run:
             return None
         return test_own_models(link, trained["federated"], hospitals)
 
-    def _result(self, number: int, arms: dict[str, Any], differences: tuple[Rows, Rows], moved: int) -> dict[str, Any]:
+    def _result(self, number: int, arms: dict[str, Any], differences: Rows, moved: int) -> dict[str, Any]:
         first = arms.get("federated") or arms.get("pooled") or next(iter(arms["local"]["sites"].values()))
         return {
             "format": FORMAT,
@@ -287,8 +292,7 @@ class Run:
             "heterogeneity": self.prepared.heterogeneity,
             "environment": environment.describe(),
             "arms": arms,
-            "differences": differences[0],
-            "comparisons": differences[1],
+            "differences": differences,
             **self.stopwatch.json(),
         }
 

@@ -48,7 +48,7 @@ class FolderSource:
         sheet.require(label_column, "the study's data.label_column")
         if label_column in STRUCTURE:
             raise DataError(f"data.label_column: {label_column!r} cannot be a label; name a column that holds labels")
-        self._labels = [name for name in sheet.columns if name in {*LABELS, label_column}]
+        self._labels = [name for name in sheet.columns if name in {*LABELS, label_column, *study.evaluation.readers}]
         self._attributes = [
             name for name in sheet.columns if name in {*ATTRIBUTES, column} and name and name not in STRUCTURE
         ]

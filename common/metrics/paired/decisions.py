@@ -6,7 +6,6 @@ than the last stands for "not told": under the small-cell rule a block of scores
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +59,12 @@ def _largest(scored: Scored, layout: Layout, min_cell: int) -> Ints:
 
 @dataclass(frozen=True)
 class Decided:
-    """Both deciders' word, one entry for each image and question that both have answered."""
+    """Both deciders' word, one entry for each image and question that both have answered, as far as it may be told.
+
+    Small cells: both deciders' margins follow from what each tells by itself, so that of a table with one small cell
+    nothing may leave, or subtraction would give it away. Of a group with a cell of 1 to k - 1 patients (images that
+    were not read are a cell too) no entry is here, and the group is marked.
+    """
 
     layout: Layout
     group: Ints
@@ -70,28 +74,25 @@ class Decided:
     second: Ints
     patient: Ints
     patients: int
+    withheld: Ints
+    """``(G,)`` 0/1."""
 
     @classmethod
-    def of(cls, scored: Scored, first: Ints, second: Ints, layout: Layout) -> Decided:
+    def of(cls, scored: Scored, first: Ints, second: Ints, layout: Layout, min_cell: int = 1) -> Decided:
         """Of images whose truth is known; both deciders ``(N, Q)``. Raises :class:`DataError` for other shapes."""
         shape = (len(scored.patient), questions(layout))
         if first.shape != shape or second.shape != shape:
             raise DataError(f"decisions must be {shape}, one for each image and question, got {first.shape}")
         known = scored.known.any(axis=1, keepdims=True) if layout.task == "multiclass" else scored.known
-        row, question = np.nonzero(known & (first != UNREAD) & (second != UNREAD))
+        row, question = np.nonzero(known)
         if layout.task == "multiclass":
             group = scored.positive[row].argmax(axis=1).astype(np.int64)
         else:
             group = 2 * question + scored.positive[row, question]
-        picked = (first[row, question], second[row, question], scored.patient[row])
-        return cls(layout, group, *picked, scored.patients)
-
-    def kept(self, groups_: NDArray[np.bool_]) -> Decided:
-        """Only the groups marked in ``(G,)``."""
-        keep = groups_[self.group]
-        return Decided(
-            self.layout, self.group[keep], self.first[keep], self.second[keep], self.patient[keep], self.patients
-        )
+        one, other, patient = first[row, question], second[row, question], scored.patient[row]
+        small = _small(group, one, other, patient, layout, min_cell)
+        keep = (one != UNREAD) & (other != UNREAD) & (small[group] == 0)
+        return cls(layout, group[keep], one[keep], other[keep], patient[keep], scored.patients, small)
 
     @property
     def question(self) -> Ints:
@@ -121,18 +122,21 @@ class Decided:
         return Tally(tp, fp, fn, everybody - tp - fp - fn)
 
 
-def read(readings: Sequence[Sequence[int] | None], layout: Layout) -> Ints:
-    """A reader's decisions ``(N, Q)`` from the classes that each reading names (score columns; ``None``: unread).
+def read(readings: NDArray[np.floating], layout: Layout) -> Ints:
+    """A reader's decisions ``(N, Q)`` from readings ``(N, C)`` in {0, 1}, NaN where the image was not read."""
+    unread = np.isnan(readings)
+    if layout.task == "multiclass":
+        decided = np.where(unread.any(axis=1), UNREAD, readings.argmax(axis=1))[:, None]
+    else:
+        decided = np.where(unread, UNREAD, readings == 1.0)
+    return np.asarray(decided, dtype=np.int64)
 
-    A multiclass reading of several classes, or of none, is none. Of a binary task column 0 is the positive class.
-    """
-    decided = np.full((len(readings), questions(layout)), UNREAD, dtype=np.int64)
-    for row, named in enumerate(readings):
-        if named is None:
-            continue
-        if layout.task == "multiclass":
-            decided[row, 0] = named[0] if len(named) == 1 else UNREAD
-        else:
-            decided[row] = 0
-            decided[row, list(named)] = 1
-    return decided
+
+def _small(group: Ints, first: Ints, second: Ints, patient: Ints, layout: Layout, min_cell: int) -> Ints:
+    """``(G,)`` 1 where a cell holds 1 to k - 1 patients."""
+    found = np.zeros(groups(layout), dtype=np.int64)
+    if min_cell > 1 and len(group):
+        cell = np.stack([group, first, second, patient])
+        names, patients = np.unique(np.unique(cell, axis=1)[:3], axis=1, return_counts=True)
+        found[names[0, patients < min_cell]] = 1
+    return found

@@ -1,9 +1,7 @@
 """First pass of a comparison: how many images of which truth both deciders called what.
 
-From the sums come McNemar's table, both deciders' rates on the same images, and their agreement. Small cells: both
-deciders' margins follow from what each tells by itself, so that of a table with one small cell nothing may leave, or
-subtraction would give it away. A site sends the table of a group only where each of its cells is empty or holds at
-least k patients; else its images count nowhere in it, and the group is marked.
+From the sums come McNemar's table, both deciders' rates on the same images, and their agreement. A group whose table
+may not leave a site (:class:`~common.metrics.paired.Decided`) counts nowhere in it, and is marked.
 """
 
 from __future__ import annotations
@@ -21,16 +19,6 @@ from common.metrics.paired.decisions import Decided, groups, options, questions
 from common.metrics.ratios import Tally
 
 
-def told(decided: Decided, min_cell: int) -> NDArray[np.bool_]:
-    """``(G,)``: the groups whose table may leave."""
-    found = np.ones(groups(decided.layout), dtype=np.bool_)
-    if min_cell > 1 and len(decided.group):
-        pairs = np.unique(np.stack([_cells(decided), decided.patient]), axis=1)
-        names, patients = np.unique(pairs[0], return_counts=True)
-        found[names[patients < min_cell] // _each(decided.layout)] = False
-    return found
-
-
 @dataclass(frozen=True, eq=False)
 class Joint:
     """Sums over images; ``a + b`` is both sites together."""
@@ -46,19 +34,20 @@ class Joint:
     """``(G,)`` sites that withheld a group's table for a small cell."""
 
     @classmethod
-    def of(cls, decided: Decided, min_cell: int = 1) -> Joint:
-        """A site's table, without the groups that the small-cell rule keeps (``min_cell``; 1: none)."""
-        layout, leaving = decided.layout, told(decided, min_cell)
-        kept = decided.kept(leaving)
-        asked = _patients(kept.question, kept.patient, questions(layout))
-        patients = _patients(kept.group, kept.patient, groups(layout))
-        return cls(layout, Histogram.of(_cells(kept)), asked, patients, (~leaving).astype(np.int64))
+    def of(cls, decided: Decided) -> Joint:
+        """A site's table."""
+        layout, wide = decided.layout, options(decided.layout) + 1
+        cell = (decided.group * wide + decided.first) * wide + decided.second
+        asked = _patients(decided.question, decided.patient, questions(layout))
+        patients = _patients(decided.group, decided.patient, groups(layout))
+        return cls(layout, Histogram.of(cell), asked, patients, decided.withheld)
 
     @classmethod
     def zero(cls, layout: Layout) -> Joint:
         """No image at all: where a sum starts."""
         nothing = np.zeros(0, dtype=np.int64)
-        return cls.of(Decided(layout, nothing, nothing, nothing, nothing, 0))
+        none = np.zeros(groups(layout), dtype=np.int64)
+        return cls.of(Decided(layout, nothing, nothing, nothing, nothing, 0, none))
 
     def __add__(self, other: Joint) -> Joint:
         if self.layout != other.layout:
@@ -183,11 +172,6 @@ class Joint:
 def _each(layout: Layout) -> int:
     """Cells of one group."""
     return (options(layout) + 1) ** 2
-
-
-def _cells(decided: Decided) -> Ints:
-    wide = options(decided.layout) + 1
-    return (decided.group * wide + decided.first) * wide + decided.second
 
 
 def _patients(of: Ints, patient: Ints, least: int) -> Ints:

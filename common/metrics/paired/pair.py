@@ -48,14 +48,14 @@ class Pair:
             called(scored, position, self.layout, self.min_cell)
             for scored, position in zip(both, thresholds, strict=True)
         )
-        return Decided.of(both[0], one, other, self.layout)
+        return Decided.of(both[0], one, other, self.layout, self.min_cell)
 
     def joint(self, thresholds: tuple[Ints, Ints]) -> Joint:
         """First pass."""
-        return Joint.of(self.decided(thresholds), self.min_cell)
+        return Joint.of(self.decided(thresholds))
 
     def spread(self, references: tuple[Reference, Reference], joint: Joint) -> tuple[Spread, Areas]:
         """Second pass, against all sites' counts and joint table."""
         thresholds = references[0].thresholds.position, references[1].thresholds.position
-        spread = Spread.of(self.decided(thresholds), joint, self.min_cell)
+        spread = Spread.of(self.decided(thresholds), joint)
         return spread, Areas.of(self.first, self.second, references, self.min_cell)

@@ -21,7 +21,7 @@ from common.errors import ProtocolError
 from common.metrics.layout import Arrays, Floats, Ints, Layout, expect, integers
 from common.metrics.moments import MOST_SQUARED, SQUARED, fixed, influences
 from common.metrics.paired.decisions import Decided, questions
-from common.metrics.paired.joint import Joint, told
+from common.metrics.paired.joint import Joint
 from common.metrics.paired.kappa import kappa_of
 from common.metrics.ratios import RATES, Tally
 
@@ -60,9 +60,9 @@ class Spread:
     """``(Q,)`` patients with an image of each question."""
 
     @classmethod
-    def of(cls, decided: Decided, joint: Joint, min_cell: int = 1) -> Spread:
+    def of(cls, kept: Decided, joint: Joint) -> Spread:
         """A site's sums. ``joint``: all sites' tables added. What the first pass withheld is in no sum here either."""
-        kept, layout = decided.kept(told(decided, min_cell)), decided.layout
+        layout = kept.layout
         tallies = kept.tallies()
         one, other = (
             influences(mine, whole, layout.task)[0] for mine, whole in zip(tallies, joint.tallies, strict=True)
