@@ -47,7 +47,8 @@ class Planned(Part):
     """One run: a study of the paper, changed; all others are told apart from it by its ``changes`` alone.
 
     ``images``: the sets it reads. Without them the images are phantoms, and so they are where ``images`` is empty.
-    ``phantoms``: what the study needs to be of phantoms. ``starts_from``: the run whose trained weights it begins with.
+    ``phantoms``: what the study needs to be of phantoms. ``only_full``: not without
+    ``--full``. ``starts_from``: the run whose trained weights it begins with.
     """
 
     title: Text
@@ -57,6 +58,7 @@ class Planned(Part):
     images: tuple[Name, ...]
     phantoms: Changes = Field(default_factory=dict)
     starts_from: Name | None = None
+    only_full: bool = False
 
     @field_validator("arms")
     @classmethod

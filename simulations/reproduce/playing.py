@@ -48,7 +48,7 @@ class Order:
     def wanted(self) -> dict[str, Planned]:
         """The runs that can be played: all those of ``--quick`` or else all, whose data is there or not needed."""
         names = self.paper.quick.runs if self.quick else tuple(self.paper.runs)
-        runs = {name: run for name, run in self.paper.runs.items() if name in names}
+        runs = {name: run for name, run in self.paper.runs.items() if name in names and self.full >= run.only_full}
         if not self.data:
             return runs
         return {name: run for name, run in runs.items() if all(needed in self.data for needed in run.images)}
@@ -61,7 +61,10 @@ class Order:
             if name in self.wanted:
                 continue
             lacking = [one for one in run.images if one not in self.data] if self.data else []
-            found[name] = f"no --data {lacking[0]}=DIR was given" if lacking else "left out by --quick"
+            by_size = (
+                "too large for a CPU, --full plays it" if run.only_full and not self.full else "left out by --quick"
+            )
+            found[name] = f"no --data {lacking[0]}=DIR was given" if lacking else by_size
         return found
 
     def sources(self, run: Planned) -> list[Path] | None:

@@ -98,6 +98,12 @@ def test_a_table_that_does_not_hold_together_is_refused(change: Any, said: str, 
         load(5, tmp_path)
 
 
+def test_what_a_cpu_cannot_do_waits_for_full(tmp_path: Path) -> None:
+    short, full = (Order(load(4), tmp_path, {}, full=full) for full in (False, True))
+    assert short.left_out == {"densenet": "too large for a CPU, --full plays it"}
+    assert full.left_out == {}
+
+
 def test_an_unknown_paper_names_those_there_are() -> None:
     with pytest.raises(StudyError, match=re.escape(f"papers are {', '.join(map(str, ALL))}")):
         load(99)
