@@ -13,6 +13,7 @@ import federation_workloads
 import import_workloads
 import peers
 import private_workloads
+import search_workloads
 import vault_workloads
 from commands import FEDWARD, ROOT, Played, simulate
 from inputs import RESNET18, SMALL_CNN, TRIVIAL, write_images, write_study
@@ -276,4 +277,5 @@ WORKLOADS: dict[str, Workload] = {
     **vault_workloads.WORKLOADS,
     **federation_workloads.WORKLOADS,
     **private_workloads.WORKLOADS,
+    **search_workloads.WORKLOADS,
 }
