@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from client.app import Resident
-from common.errors import StudyError
+from common.errors import RunError, StudyError
 from common.metrics.calibration import Scale
 from common.models import build
 from common.study import Study
@@ -186,6 +186,25 @@ def test_an_outlining_model_orders_cases_too(tmp_path):
     )
     found = make(made, Urgency(made), images(6, 6))
     assert len(found.cases) == 6 and all(0 <= case.probability <= 1 for case in found.cases)
+
+
+def test_a_packages_summary_says_its_temperatures(tmp_path):
+    made = model(tmp_path / "m", task="multilabel", classes=["effusion", "nodule"])
+    assert not made.temperatures.values
+    calibration = {"effusion": {"scaled": {"temperature": 2.0}}, "nodule": {"scaled": {"temperature": 0.5}}}
+    (tmp_path / "m" / "summary.json").write_text(json.dumps({"calibration": calibration}))
+    calibrated = Model(tmp_path / "m")
+    assert calibrated.temperatures == Temperatures([2.0, 0.5])
+    given = images(4, 4)
+    scores = calibrated.scores([one.pixels for one in given])
+    wanted = [Scale(scores[:, n], np.ones(4), np.ones(4)).at(by).score for n, by in ((0, 2.0), (1, 0.5))]
+    assert Urgency(calibrated).of(scores) == pytest.approx(np.maximum(*wanted), abs=1e-9)
+    del calibration["nodule"]
+    (tmp_path / "m" / "summary.json").write_text(json.dumps({"calibration": calibration}))
+    assert not Model(tmp_path / "m").temperatures.values  # half of it would mislead
+    (tmp_path / "m" / "summary.json").write_text("[]")
+    with pytest.raises(RunError, match="summary.json is damaged"):
+        Model(tmp_path / "m")
 
 
 def test_temperatures_keep_the_order_and_are_those_of_the_report():
