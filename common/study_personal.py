@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 PERSONALISED = "personalised"
 """The arm of sites' own models, in results."""
-DEFAULT_PULL = 1.0
+DEFAULT_PULL = 10.0
 DEFAULT_EPOCHS = 5
 
 
@@ -23,7 +23,8 @@ class PersonalisationSpec(Part):
     - ``fedbn`` (Li et al. 2021, arXiv:2102.07623): norm layers are trained at each site and stay there; everything else
       is shared. There is no model of all sites then: each one's is the shared part with its own norm layers.
     - ``ditto`` (Li et al. 2021, arXiv:2012.04221): beside the shared model each site trains one of its own, which
-      ``pull`` (the paper's λ, by default 1) draws towards the shared one: 0 is training alone, infinity the shared one.
+      ``pull`` (the paper's λ, by default 10) draws towards the shared one: 0 is training alone, infinity the shared one.
+      A step of learning rate η goes about η·``pull`` of the way; 10 suits Adam's 0.001, the paper's 0.1 to 2 plain SGD.
     - ``finetune``: after the last round each site goes on with the finished model on its own training images, for at
       most ``epochs`` (by default 5) with the learning rate ``lr`` (by default training.optimiser.lr), and keeps the
       epoch with the least loss on its own validation images; none of them, where none is better.
