@@ -56,11 +56,10 @@ def check_norms(model: nn.Module, study: Study) -> None:
 
     A study says it of ``model.norm: batch`` by itself; where it freezes layers, only the model knows which are left.
     """
-    asked = {
-        "privacy": study.privacy,
-        "central_privacy": study.central_privacy,
-        "federation.secure_aggregation": study.federation.secure_aggregation,
-    }
+    asked: dict[str, object] = {"privacy": study.privacy}
+    if not study.norms_stay:  # else they are in no sum
+        asked["central_privacy"] = study.central_privacy
+        asked["federation.secure_aggregation"] = study.federation.secure_aggregation
     promised = next((key for key, part in asked.items() if part is not None), None)
     left = next(batch_norms(model), None)
     if promised is not None and left is not None:

@@ -81,6 +81,25 @@ def test_privacy_utility(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_personalisation(tmp_path: Path) -> None:
+    """A table of what was asked for; asked again for more, nothing is computed again."""
+    script = EXAMPLES / "personalisation.py"
+    command = [sys.executable, script, "out", "--phantoms", "--repeats", "1", "--settings", "hospitals", "--methods"]
+    for methods, rows in (
+        (["fedavg"], ["alone", "fedavg", "finetune"]),
+        (["fedavg", "scaffold"], ["alone", "fedavg", "scaffold", "finetune"]),
+    ):
+        done = subprocess.run([*command, *methods], cwd=tmp_path, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr
+        table = (tmp_path / "out" / "table.md").read_text()
+        assert (
+            re.findall(r"^\| ([a-z-]+) \|(?: \d\.\d{3}  \|)+ \d\.\d{3} \| \d\.\d{3} \|$", table, re.MULTILINE) == rows
+        )
+    assert "nothing was computed again" in done.stderr
+    assert len(re.findall(r"^\| finetune \| site-\d \| [+-]", table, re.MULTILINE)) == 2
+
+
+@pytest.mark.slow
 def test_simulate_in_python(tmp_path: Path) -> None:
     """As a script, from a folder of the user's own."""
     script = EXAMPLES / "simulate_in_python.py"
@@ -97,6 +116,7 @@ def test_simulate_in_python(tmp_path: Path) -> None:
 def test_every_example_is_run_here() -> None:
     assert {path.name for path in EXAMPLES.iterdir() if path.suffix == ".py"} == {
         "deal_to_hospitals.py",
+        "personalisation.py",
         "privacy_utility.py",
         "simulate_in_python.py",
     }

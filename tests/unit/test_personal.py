@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,32 @@ import torch
 from flwr.app import Message
 from numpy.typing import NDArray
 
+from client.agent import Agent
 from client.app import Resident
+from client.describe import _leaves as leaves
+from client.describe_personal import personal_words
 from client.own_model import own_weights
 from client.personal import PERSONAL, Personal
+from client.policy import TEMPLATE, Policy
+from client.replies import Replies
+from client.steering import Correction
 from client.training import FitSeed, LocalFit
 from common import protocol
-from common.errors import StudyError
+from common.errors import ProtocolError, ReplyRefused, StudyError
 from common.models import build
 from common.personal import own_names
 from common.randomness import seed_for
 from common.study import Study
+from common.variates import change
 from common.weights import Weights, digest, state_of, trainable_names
+from server.app import federate
 from server.rounds import Arm
+from server.variates import MeanVariate
 from simulations.engine import InProcessGrid
+from simulations.sites import roster_of
 from tests.unit import federation as fed
-from tests.unit.test_rounds import SITES, comparable, link_to, train, work
+from tests.unit.test_agent import OURS, Site
+from tests.unit.test_rounds import NODES, SITES, comparable, link_to, train, work
 
 SGD = {"training.optimiser": {"name": "sgd", "lr": 0.1}}
 
@@ -307,3 +320,214 @@ def test_a_run_that_was_killed_in_a_round_ends_with_the_same_models(
     resumed = train(grid, interrupted)
     assert digest(resumed.weights) == digest(first.weights)
     assert own(resumed) == models and len(set(models)) == 3
+
+
+# --- a drift that SCAFFOLD mends ------------------------------------------------------------------------------------
+
+
+class Valley(torch.nn.Module):
+    """A site whose loss is steepness/2·(x − bottom)²."""
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.x = torch.nn.Parameter(torch.tensor([start]))
+
+
+def descend(valleys: list[tuple[float, float]], rounds: int, steps: int, *, corrected: bool) -> float:
+    """Where averaging ends on sites of (steepness, bottom), of one size each, by our steering and our mean variate."""
+    rate, x = 0.1, {"x": np.zeros(1, np.float32)}
+    spec = SCAFFOLD.training.model_copy(update={"local_steps": steps, "local_epochs": None})
+    spec = spec.model_copy(update={"optimiser": spec.optimiser.model_copy(update={"lr": rate})})
+    mean, own = MeanVariate(x, spec, sites=len(valleys)), [{"x": np.zeros(1, np.float32)} for _ in valleys]
+    for round_ in range(1, rounds + 1):
+        mean.begin(round_, x)
+        ends = []
+        for number, (steepness, bottom) in enumerate(valleys):
+            model = Valley(float(x["x"][0]))
+            all_sites = mean.sent().all_sites or {"x": np.zeros(1, np.float32)}
+            correction = Correction(model, all_sites, own[number])
+            for _ in range(steps):
+                model.x.grad = steepness * (model.x.detach() - bottom)
+                if corrected:
+                    correction.gradients()
+                with torch.no_grad():
+                    model.x -= rate * model.x.grad
+                correction.stepped(rate)
+            ends.append({"x": model.x.detach().numpy().copy()})
+            reply = protocol.TrainReply(f"site-{number}", round_, ends[-1], 10, 0.5, 0.0, correction.pace)
+            mean.add(reply, mean.judge(reply))
+            moved = change(x, ends[-1], correction.pace, all_sites)
+            own[number] = {"x": own[number]["x"] + moved["x"]}
+        x = {"x": np.mean([end["x"] for end in ends], axis=0)}
+        mean.finish()
+    return float(x["x"][0])
+
+
+@pytest.mark.parametrize("valleys", [[(2.0, 1.0), (0.2, -3.0)], [(1.5, 0.0), (0.5, 4.0), (0.1, 9.0)]])
+def test_on_skewed_valleys_averaging_drifts_and_scaffold_finds_the_bottom(valleys: list[tuple[float, float]]) -> None:
+    bottom = sum(a * b for a, b in valleys) / sum(a for a, _ in valleys)
+    drifted = abs(descend(valleys, 150, 10, corrected=False) - bottom)
+    mended = abs(descend(valleys, 150, 10, corrected=True) - bottom)
+    assert drifted > 0.1 and mended < 1e-3 * drifted
+
+
+# --- what travels ---------------------------------------------------------------------------------------------------
+
+
+def opened(request: protocol.Request) -> protocol.Request:
+    return protocol.open_request(protocol.seal(request).to(1, 60.0))
+
+
+def test_what_is_ones_own_is_asked_for_by_an_optional_field() -> None:
+    weights = first_weights(DITTO)
+    plain = protocol.EvaluateRequest(protocol.Task(DITTO), "val", weights)
+    assert "personal" not in protocol.seal(plain).content["head"]
+    asked = opened(protocol.EvaluateRequest(protocol.Task(DITTO), "val", weights, personal=2))
+    assert isinstance(asked, protocol.EvaluateRequest) and (asked.personal, asked.about) == (2, "val own 2")
+    for study in (fed.study(), SCAFFOLD):
+        with pytest.raises(ProtocolError, match="its study has none"):
+            opened(protocol.EvaluateRequest(protocol.Task(study), "val", weights, personal=1))
+    with pytest.raises(ProtocolError, match="does not have"):
+        opened(protocol.EvaluateRequest(protocol.Task(DITTO), "val", weights, personal=4))
+
+
+def test_variates_travel_beside_the_weights_and_are_held_to_what_they_are() -> None:
+    weights, task = first_weights(SCAFFOLD), protocol.Task(SCAFFOLD, round=3)
+    variates = protocol.Variates({"fc.weight": np.ones((2, 4), np.float32)}, {"site-1": 2})
+    found = opened(protocol.TrainRequest(task, weights, variates=variates))
+    assert isinstance(found, protocol.TrainRequest)
+    assert same(found.variates.all_sites, variates.all_sites) and found.variates.counted == {"site-1": 2}
+    assert "variates" not in protocol.seal(protocol.TrainRequest(task, weights)).content
+    broken = {
+        "none": (fed.study(), variates),
+        "rounds that are in them": (SCAFFOLD, protocol.Variates(variates.all_sites, {"site-1": 3})),
+        "not finite": (SCAFFOLD, protocol.Variates({"w": np.array([np.nan], np.float32)}, {"site-1": 1})),
+    }
+    for why, (study, sent) in broken.items():
+        with pytest.raises(ProtocolError, match=why):
+            opened(protocol.TrainRequest(protocol.Task(study, round=3), weights, variates=sent))
+
+
+@pytest.mark.parametrize("pace", [None, 1e-9, 1e9])
+def test_a_pace_that_no_fit_has_is_refused(pace: float | None) -> None:
+    mean = MeanVariate({"w": np.zeros(2, np.float32)}, SCAFFOLD.training, sites=3)
+    mean.begin(1, {"w": np.zeros(2, np.float32)})
+    with pytest.raises(ReplyRefused, match="add up"):
+        mean.judge(protocol.TrainReply("site-1", 1, {"w": np.ones(2, np.float32)}, 10, 0.5, 0.1, pace))
+
+
+# --- at a real site -------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """As SIGKILL: nobody catches it."""
+
+
+def test_killed_between_its_own_model_and_the_reply_a_site_has_both_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(tmp_path, images=60)
+    study = OURS.derive(personalisation={"method": "ditto"}, **{"federation.keep": "last"})
+    site.survey(study)
+    site.approve()
+    path, run = site.home.state / PERSONAL, (study.hash, "federated", 0)
+
+    def request(round_: int) -> protocol.TrainRequest:
+        return protocol.TrainRequest(site.task(study, round=round_), site.weights)
+
+    def own(round_: int) -> Weights:
+        with site.home.vault(read_only=True) as vault, closing(Personal(path, vault)) as states:
+            return states.at(run, round_)
+
+    assert isinstance(site.send(request(1)), protocol.TrainReply)
+    with monkeypatch.context() as patched:
+        patched.setattr(Replies, "keep", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            site.send(request(2))
+    first = digest(own(2))
+    site.agent.close()
+    site.agent = Agent(site.home)
+    assert isinstance(site.send(request(2)), protocol.TrainReply)
+    assert digest(own(2)) == first != digest(own(1)), "trained again from round 1's, not from its own"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert site.weights["features.conv1.weight"].tobytes() not in path.read_bytes(), "in the clear"
+    asked = protocol.EvaluateRequest(site.task(study, round=2), "val", site.weights, personal=2)
+    told = site.send(asked)
+    assert isinstance(told, protocol.StatisticsReply) and told.chosen in protocol.CHOICES
+    assert [one["kinds"] for one in site.events("reply")][-1] == ["counts of scores", "seconds", "choice of model"]
+    site.decide(lambda found: found.withdraw(found.records()[0], by="Ann"))
+    site.survey(study)
+    assert own(2) == {}, "forgotten with the study"
+    site.agent.close()
+
+
+def test_people_read_what_stays_and_what_it_costs() -> None:
+    assert "second one is trained here in every round" in personal_words(DITTO)
+    assert "norm layers" in personal_words(FEDBN) and "which of its two" not in personal_words(FEDBN)
+    assert "up to 5 passes" in personal_words(FINETUNE)
+    assert "sum of learning rates" in personal_words(SCAFFOLD)
+    assert "but not its norm layers" in leaves(FEDBN) and "sum of its learning rates" in leaves(SCAFFOLD)
+    private = of("ditto", **PRIVATE)
+    assert "Nothing is told of how good it is" in personal_words(private)
+    policy = Policy.decode(TEMPLATE.encode())
+    long = fed.study(personalisation={"method": "finetune", "epochs": 6})
+    assert any("personalisation.epochs is 6" in one.text for one in policy.objections(long))
+    assert not any("personalisation" in one.text for one in policy.objections(FINETUNE))
+
+
+# --- with what hides updates ----------------------------------------------------------------------------------------
+
+
+def test_under_masks_only_what_is_shared_is_summed(tmp_path: Path) -> None:
+    """Batch norm counts batches, which no sum holds; where norm layers stay, that is no matter."""
+    study = of("fedbn", **{"federation.secure_aggregation": {}, "federation.rounds": 1})
+    homes = fed.make_sites(tmp_path / "sites", study)
+    with closing(InProcessGrid(list(homes.values()))) as grid:
+        roster = roster_of(study, tmp_path / "sites")
+        masked = train(grid, work(study), roster=lambda: roster)
+        plain = train(grid, work(of("fedbn", **{"federation.rounds": 1})))
+    assert same(masked.weights, plain.weights, 1e-6)
+    assert not same(masked.weights, first_weights(study), 1e-4)
+
+
+def test_a_compressed_update_holds_no_norm_layer(grid: InProcessGrid) -> None:
+    study = of("fedbn", **{"federation.compression": "int8"})
+    names: list[set[str]] = []
+
+    def note(node: int, reply: Message) -> list[Message]:
+        found = protocol.open_reply(reply)
+        if isinstance(found, protocol.UpdateReply):
+            names.append(set(found.update.arrays))
+        return [reply]
+
+    progress = train(fed.Bent(grid, note), work(study))
+    own = own_names(build(study, 0), study.personalisation)
+    assert names == [set(progress.weights) - own] * 9
+    assert same(progress.weights, train(grid, work(FEDBN)).weights, 0.05)
+
+
+def test_a_norm_layer_that_comes_all_the_same_is_refused(grid: InProcessGrid) -> None:
+    study = FEDBN.derive(**{"federation.rounds": 1, "federation.quorum": 0.6})
+
+    def bend(node: int, reply: Message) -> list[Message]:
+        found = protocol.open_reply(reply)
+        if node == NODES["site-2"] and isinstance(found, protocol.TrainReply):
+            whole = replace(found, weights={**first_weights(study), **found.weights})
+            reply.content = protocol.answer(whole, fed.request(reply.content, protocol.TRAIN)).content
+        return [reply]
+
+    (record,) = train(fed.Bent(grid, bend), work(study)).history
+    assert "leaves at its site" in record["sites"]["site-2"]["status"]
+
+
+def test_a_federation_tells_of_own_models_what_a_simulation_does(grid: InProcessGrid, tmp_path: Path) -> None:
+    """Sites validate, test and choose by themselves; no threshold is another's."""
+    study = DITTO.derive(**{"federation.rounds": 1})
+    result = federate(link_to(grid), study, tmp_path, base=tmp_path)
+    arm = result["arms"]["personalised"]
+    assert arm["method"] == "ditto" and set(arm["sites"]) == set(SITES)
+    for facts in arm["sites"].values():
+        assert facts["chosen"] in protocol.CHOICES and 0.0 <= facts["test"]["accuracy"]["value"] <= 1.0
+    assert len({json.dumps(facts["thresholds"]) for facts in arm["sites"].values()}) > 1
+    accuracies = [facts["test"]["accuracy"]["value"] for facts in arm["sites"].values()]
+    assert arm["test"]["accuracy"]["value"] == pytest.approx(sum(accuracies) / 3)
