@@ -23,8 +23,9 @@ class PersonalisationSpec(Part):
     - ``fedbn`` (Li et al. 2021, arXiv:2102.07623): norm layers are trained at each site and stay there; everything else
       is shared. There is no model of all sites then: each one's is the shared part with its own norm layers.
     - ``ditto`` (Li et al. 2021, arXiv:2012.04221): beside the shared model each site trains one of its own, which
-      ``pull`` (the paper's λ, by default 10) draws towards the shared one: 0 is training alone, infinity the shared one.
-      A step of learning rate η goes about η·``pull`` of the way; 10 suits Adam's 0.001, the paper's 0.1 to 2 plain SGD.
+      ``pull`` (the paper's λ, by default 10) draws towards the shared one: with 0 it is trained alone, with infinity it
+      is the shared one. A step of learning rate η goes about η·``pull`` of the way: 10 suits Adam's 0.001, the paper's
+      0.1 to 2 plain SGD.
     - ``finetune``: after the last round each site goes on with the finished model on its own training images, for at
       most ``epochs`` (by default 5) with the learning rate ``lr`` (by default training.optimiser.lr), and keeps the
       epoch with the least loss on its own validation images; none of them, where none is better.
