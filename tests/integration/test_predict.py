@@ -203,7 +203,7 @@ def test_a_packages_summary_says_its_temperatures(tmp_path):
     (tmp_path / "m" / "summary.json").write_text(json.dumps({"calibration": calibration}))
     assert not Model(tmp_path / "m").temperatures.values  # half of it would mislead
     (tmp_path / "m" / "summary.json").write_text("[]")
-    with pytest.raises(RunError, match="summary.json is damaged"):
+    with pytest.raises(RunError, match=r"summary\.json is damaged"):
         Model(tmp_path / "m")
 
 
