@@ -102,6 +102,8 @@ def _page(
     yield f"- {_privacy(study)}"
     if study.central_privacy is not None:
         yield f"- {_central(study)}"
+    if study.norms_stay:
+        yield "- without norm layers: each hospital trained and kept its own, and without these the model is of no use"
     yield f"- purpose: {study.governance.purpose or 'the study does not say'}"
     yield f"- ethics: {study.governance.ethics_reference or 'the study does not say'}"
     yield f"- contact: {study.governance.contact or 'the study does not say'}"

@@ -165,7 +165,7 @@ class Card:
 
 
 def read_card(folder: Path) -> Card:
-    """The card of a run's model. Raises :class:`RunError` where there is none."""
+    """The card of a run's model. Raises :class:`RunError` where there is none, or the model is not whole."""
     path = folder / "model.json"
     try:
         card: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -173,6 +173,11 @@ def read_card(folder: Path) -> Card:
         edges = [card["thresholds"][name] for name in study.scored_classes] if study.task != "multiclass" else []
         outline = GRID.index(card["outline_threshold"]) if study.outlines else None
         basis = Basis.from_json(card.get("basis"), study)
+        if study.norms_stay and card["arm"] == "federated":
+            raise RunError(
+                f"the model in {folder} scores nothing by itself: its norm layers are each hospital's own "
+                "(personalisation: fedbn) and never left; a run of another method has a model for others"
+            )
         return Card(study, Thresholds.at(edges, study.evaluation.bins), basis, outline)
     except FileNotFoundError:
         raise RunError(f"{folder} has no model yet; finish it with `fedward simulate --resume {folder}`") from None
