@@ -72,8 +72,9 @@ def simulate(
         list[Path] | None,
         typer.Option(
             metavar="[NAME=]PATH",
-            help="Folder with labels.csv, MedMNIST .npz, Kermany or NIH folders, or vaults. Give it again for several "
-            "sources as one dataset: each image's attribute `source` is the NAME. Default: phantoms.",
+            help="Folder with labels.csv, a public set as downloaded (docs/researcher.md lists them), or vaults. "
+            "Give it again for several sources as one dataset: each image's attribute `source` is the NAME. "
+            "Default: phantoms.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/<time>-<study>.")] = None,

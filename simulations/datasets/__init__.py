@@ -1,8 +1,7 @@
 """Images for simulation, by layout.
 
-Without a path: phantoms. A path is recognised in this order (``LAYOUTS``): a folder with
-``labels.csv``; vaults (a run, a folder of sites, one site); NIH ChestX-ray14; Kermany's chest
-X-rays; a MedMNIST ``.npz``. Sources are opened without reading an image.
+Without a path: phantoms. A path is recognised by the first of ``LAYOUTS`` that knows it. Sources are opened without
+reading an image, but where a layout keeps its labels in masks or volumes.
 """
 
 from simulations.datasets.layouts import LAYOUTS, Layout, open_source

@@ -43,6 +43,23 @@ def read_image(path: Path, key: str) -> NDArray[Any]:
     raise UnreadableImage(key, reason)
 
 
+def read_array(path: Path, key: str) -> NDArray[Any]:
+    """Pixels ``(H, W)`` or ``(H, W, 3)`` uint8, uint16 or int16 of an ``.npy`` file; Hounsfield units are int16.
+
+    Never unpickled. Raises :class:`UnreadableImage`.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UnreadableImage(key, "no such file; add it") from None
+    except (ValueError, OSError, EOFError):
+        raise UnreadableImage(key, "is no .npy file of numbers; save it again") from None
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    if not fits or array.dtype not in (np.uint8, np.uint16, np.int16) or not 0 < array.size <= MAX_PIXELS:
+        raise UnreadableImage(key, f"is {array.dtype} {array.shape}; save (H, W) of uint8, uint16 or int16")
+    return np.array(array)
+
+
 def read_mask(path: Path, key: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Mask ``(H, W)`` uint8 in {0, 1}, 1 where any channel of the file is not 0; the image's ``shape`` is required."""
     try:

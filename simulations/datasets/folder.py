@@ -6,6 +6,10 @@
 ``|``); ``sex``, ``age``, ``view``, ``site``, ``device`` and the study's
 ``partition.column`` as attributes. No other column is read: what a study does not
 use does not enter a vault.
+
+A ``boxes.csv`` beside it (``file,label,x,y,width,height``, see :mod:`client.ingest.boxes`) becomes weak masks: all that
+lies in a box. An image without a row there has an empty mask, so the sheet must name every finding; a mask that
+``labels.csv`` names is taken instead.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from client.ingest.boxes import BoxSheet, mask_from
+from client.ingest.kinds import Identity
 from common.errors import DataError
 from common.sheet import Sheet, plain_age, values
 from common.study import Study
@@ -22,6 +28,7 @@ from simulations.datasets.decode import read_image, read_mask
 from simulations.datasets.source import Inside, Item, UnreadableImage, owner, shown
 
 SHEET = "labels.csv"
+BOXES = "boxes.csv"
 SPLITS = ("train", "val", "test", "")
 LABELS = ("label", "finding")
 ATTRIBUTES = ("sex", "age", "view", "site", "device")
@@ -36,7 +43,6 @@ class FolderSource:
     """
 
     synthetic = False
-    notes: tuple[str, ...] = ()
 
     def __init__(self, study: Study, folder: Path) -> None:
         self.name = f"folder {folder.resolve().name}"
@@ -66,16 +72,38 @@ class FolderSource:
         if not items:
             raise DataError(f"{SHEET}: no rows under the header; add one row per image")
         self.items: tuple[Item, ...] = tuple(items)
+        self._boxes = BoxSheet.load(folder / BOXES) if (folder / BOXES).is_file() else None
+        self.notes: tuple[str, ...] = self._told_of_boxes() if self._boxes else ()
 
     def read(self, item: Item) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """See :class:`simulations.datasets.Source`."""
         try:
             pixels = read_image(self._inside.path(item.key), item.key)
             if item.key not in self._masks:
-                return pixels, None
+                return pixels, self._boxed(item, pixels.shape)
             return pixels, read_mask(self._inside.path(self._masks[item.key]), item.key, pixels.shape)
         except ValueError as error:
             raise UnreadableImage(item.key, str(error)) from None
+
+    def _boxed(self, item: Item, shape: tuple[int, ...]) -> NDArray[Any] | None:
+        if self._boxes is None:
+            return None
+        boxes = self._boxes.lookup(item.key, Identity())
+        if any(box.x + box.width > shape[1] + 1 or box.y + box.height > shape[0] + 1 for box in boxes):
+            raise UnreadableImage(item.key, f"a box of {BOXES} reaches out of the image; give it in the image's pixels")
+        return mask_from(boxes, (shape[0], shape[1]))
+
+    def _told_of_boxes(self) -> tuple[str, ...]:
+        """That masks are weak; raises :class:`DataError` where rows name no image of the sheet."""
+        assert self._boxes is not None
+        with_box = sum(bool(self._boxes.lookup(item.key, Identity())) for item in self.items)
+        unused = self._boxes.unused()
+        if unused.rows:
+            raise DataError(
+                f"{BOXES} line {unused.lines[0]}: names no image of {SHEET}, as {unused.rows} of its rows; name "
+                "files alike in both"
+            )
+        return (f"masks of {with_box} images are the boxes of {BOXES}: whole rectangles, not outlines",)
 
     def _item(self, key: str, line: int, cells: dict[str, str]) -> Item:
         split = cells.get("split", "").lower()

@@ -9,7 +9,20 @@ from pathlib import Path
 
 from common.errors import DataError
 from common.study import Study
-from simulations.datasets import derived, folder, kermany, medmnist, nih, vaults
+from simulations.datasets import (
+    brats,
+    classes,
+    derived,
+    folder,
+    kermany,
+    luna,
+    masked,
+    medmnist,
+    mura,
+    nih,
+    tuberculosis,
+    vaults,
+)
 from simulations.datasets.source import Source, one_line, shown
 
 
@@ -41,9 +54,15 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("NIH ChestX-ray14 (Data_Entry_2017*.csv beside images*/)", nih.find, nih.NihSource),
     Layout("Kermany's chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}", kermany.find, kermany.KermanySource),
     Layout("a MedMNIST .npz file", _npz, medmnist.MedMnistSource),
+    Layout("Montgomery or Shenzhen (CXR_png/)", tuberculosis.find, tuberculosis.open_),
+    Layout("MURA ({train,valid}/XR_…/patient…/study…_positive/)", mura.find, mura.open_),
+    Layout("BraTS (CASE/CASE_{t1ce,t2,flair,seg}.nii.gz)", brats.find, brats.BratsSource),
+    Layout("LUNA16 patches (candidates*.csv beside patches/)", luna.find, luna.open_),
+    Layout("images/ beside masks/", masked.find, masked.open_),
+    Layout("one folder a class, within train/ and test/ or without", classes.find, classes.open_),
 )
 """In order of recognition. A label sheet comes first: whoever writes one into a download means it. Then vaults, whose
-``site.yaml`` no download has; then the public layouts."""
+``site.yaml`` no download has; then the public layouts; general ones last."""
 
 
 _NAME = re.compile(r"\w[\w .-]{0,59}")

@@ -186,7 +186,7 @@ def _branches(rng: np.random.Generator, size: int, hard: float) -> Image:
     dots = np.column_stack([rng.uniform(-0.7, 0.7, 16), rng.uniform(-0.4, 0.45, 16)])
     ends = np.stack([dots, dots + rng.uniform(-0.012, 0.012, dots.shape)], axis=1)
     drawn = np.maximum(stroked(trunks, size, 0.026, 0.006), 0.8 * stroked(np.concatenate(forks), size, 0.013, 0.005))
-    return np.asarray(np.maximum(drawn, (0.5 + 0.45 * hard) * stroked(ends, size, 0.022, 0.006)), np.float32)
+    return np.asarray(np.maximum(drawn, (0.35 + 0.6 * hard) * stroked(ends, size, 0.022, 0.006)), np.float32)
 
 
 def _bones(image: Image, body: _Body, size: int) -> Image:
@@ -223,7 +223,7 @@ def _with_nodule(
     x, y = grid(size)
     dx, dy = x - x[0, at % size], y - y[at // size, 0]
     solid = finding == "solid"
-    smallest, largest = (9.0 - 4.0 * hard, 20.0 - 9.0 * hard) if solid else (13.0 - 3.0 * hard, 28.0 - 10.0 * hard)
+    smallest, largest = (10.0 - 5.0 * hard, 22.0 - 11.0 * hard) if solid else (14.0 - 4.0 * hard, 30.0 - 12.0 * hard)
     radius = rng.uniform(smallest, largest) / HALF_MM
     angle = np.arctan2(dy, dx)
     wave = rng.uniform(-np.pi, np.pi, 3)
@@ -240,5 +240,5 @@ def _with_nodule(
     if solid:
         density = MUSCLE - 150.0 * hard * rng.uniform(0.3, 1.0)
         return mixed_in(image, np.asarray(share, np.float32), density), mask
-    milky = (330.0 - 170.0 * hard) * rng.uniform(0.8, 1.2) * (1.0 + 0.25 * cloud(rng, size, 20))
+    milky = (420.0 - 260.0 * hard) * rng.uniform(0.8, 1.2) * (1.0 + 0.25 * cloud(rng, size, 20))
     return np.asarray(np.minimum(image + share * milky, np.maximum(image, -250.0)), np.float32), mask

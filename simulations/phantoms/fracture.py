@@ -86,21 +86,25 @@ def _lines(finding: str, hard: float, rng: np.random.Generator) -> tuple[_Line, 
     """The lines of a fracture of that kind: one, or several of a comminuted one."""
     if finding == NORMAL:
         return ()
-    plain = 1.0 - 0.75 * hard  # how much of a displacement is left at this difficulty
+    plain = 1.0 - 0.7 * hard  # how much of a displacement is left at this difficulty
+
+    def either() -> float:
+        return math.copysign(1.0, rng.random() - 0.5)
+
     y = rng.uniform(-0.65, 0.28)
     slopes: Sequence[float] = (rng.uniform(-0.15, 0.15),)
     if finding == "oblique":
-        slopes = (math.copysign(rng.uniform(0.6, 1.3), rng.random() - 0.5),)
+        slopes = (either() * rng.uniform(0.6, 1.3),)
     elif finding == "comminuted":
         slopes = (rng.uniform(0.35, 0.9), -rng.uniform(0.35, 0.9), rng.uniform(-0.1, 0.1))
     return tuple(
         _Line(
             y=y + rng.uniform(-0.08, 0.08) * (number > 0),
             slope=slope,
-            gap=rng.uniform(0.018, 0.034) * (1.0 - 0.3 * hard),
-            depth=rng.uniform(0.55, 0.95) * (1.0 - 0.55 * hard),
-            step=rng.uniform(-0.10, 0.10) * plain,
-            bend=rng.uniform(-0.22, 0.22) * plain * (number == 0),
+            gap=rng.uniform(0.034, 0.060) * (1.0 - 0.5 * hard),
+            depth=rng.uniform(0.8, 1.0) * (1.0 - 0.45 * hard),
+            step=either() * rng.uniform(0.06, 0.17) * plain,
+            bend=either() * rng.uniform(0.08, 0.30) * plain * (number == 0),
         )
         for number, slope in enumerate(slopes)
     )
