@@ -18,7 +18,7 @@ from client.own_model import own_weights
 from common.metrics import Overlaps
 from common.randomness import seed_for
 from common.study import Study
-from server.comparisons import comparison_json, correct
+from server.comparisons import comparison_json
 from server.results import Trained
 from simulations.bootstrap import Difference, paired_bootstrap, paired_means
 from simulations.pairs import from_sums
@@ -85,7 +85,6 @@ def compared(
                 both = _of(ours, mask), _of(theirs, mask)
                 summed = from_sums(*both, owner[mask], (trained["federated"].thresholds, arm.thresholds), study)
                 sums.append(comparison_json(summed, ("federated", name), group, study))
-    correct(sums)
     return found, sums
 
 

@@ -20,6 +20,7 @@ from common.study import Study
 from common.study_personal import PERSONALISED
 from server.asking import Link
 from server.comparing import Found, compare_as_asked
+from server.comparisons import correct
 from server.events import EventLog, JsonLines, Sink
 from server.examining import Examined, examine
 from server.personal import OwnModels, has_own_models, test_own_models
@@ -255,7 +256,9 @@ class Run:
             more.bytes for more in (examined, models, asked) if more
         )
         result = self._result(number, arms, differences[0], moved)
-        result |= asked.json(study) | {"comparisons": [*differences[1], *asked.models]}
+        pairs = [*differences[1], *asked.models]
+        correct(pairs)  # together, as they are read
+        result |= asked.json(study) | {"comparisons": pairs}
         self._write_repeat(number, result, trained)
         return result
 

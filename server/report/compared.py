@@ -102,6 +102,19 @@ class Compared:
         )
 
 
+@dataclass(frozen=True)
+class Readers:
+    """Model and readers on the same images; no comparison where no vault holds readers' labels."""
+
+    columns: tuple[str, ...]
+    comparisons: tuple[Compared, ...]
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> Readers:
+        """Raises as :meth:`Compared.parse`."""
+        return cls(tuple(map(str, raw["columns"])), tuple(Compared.parse(item) for item in raw["comparisons"]))
+
+
 def _contrasts(raw: Mapping[str, Any]) -> dict[str, Contrasted]:
     return {str(metric): Contrasted.parse(value) for metric, value in raw.items()}
 

@@ -70,10 +70,11 @@ def _sentence(pair: Compared, metric: str, confidence: float) -> str:
         return f"{names}: {amount}; whether it is chance cannot be told."
     many = f" after correction for {found.family} comparisons" if found.family > 1 else ""
     verdict = "more than chance" if p < 1 - confidence else "may well be chance"
-    return f"{names}: {amount}; it {'is ' * (verdict[0] == 'm')}{verdict} (p {_equals(p)}{many})."
+    return f"{names}: {amount}; it {'is ' * (verdict[0] == 'm')}{verdict} (p {equals(p)}{many})."
 
 
-def _equals(p: float) -> str:
+def equals(p: float) -> str:
+    """``= 0.034``, ``< 0.001``."""
     text = p_value(p)
     return text if text.startswith("<") else f"= {text}"
 
@@ -214,6 +215,9 @@ def _notes(run: Run, pairs: Sequence[Compared]) -> list[str]:
         f"{number(1 - run.confidence, 2)} in the column “Holm”; “false discovery” (Benjamini, Hochberg) is for finding "
         "candidates.",
     ]
+    asked = run.study.get("evaluation", {}).get("compare") or ()
+    if "last" in asked and not any(pair.b == "last" for pair in pairs):
+        notes.append("The kept model is the last round's, so there is nothing to compare it with there.")
     if tests:
         notes.append(f"Tests: {listing(_TESTS[test] for test in tests)}.")
     if any(pair.clustered for pair in pairs):

@@ -14,7 +14,7 @@ from typing import Any
 from common.errors import RunError
 from common.study_personal import PERSONALISED
 from server.report.calibrated import Calibrated
-from server.report.compared import Compared
+from server.report.compared import Compared, Readers
 from server.report.promises import Central, Privacy, parse_central, parse_privacy
 
 FORMAT = 1
@@ -191,6 +191,8 @@ class Run:
     differences: tuple[Difference, ...]
     refusals: tuple[Refusal, ...]
     comparisons: tuple[Compared, ...] = ()
+    readers: Readers | None = None
+    """Where the study asks for them."""
     own_models: OwnModels | None = None
     """Hospitals' own models, where the run has them; not on everyone's patients, and so none of :attr:`arms`."""
 
@@ -259,6 +261,7 @@ def _run(raw: Mapping[str, Any]) -> Run:
         own_models=_own_models(raw["arms"].get(PERSONALISED)),
         refusals=tuple(refusal for name in ordered for refusal in _refusals(name, raw["arms"][name])),
         comparisons=tuple(Compared.parse(item) for item in raw.get("comparisons") or ()),
+        readers=Readers.parse(raw["readers"]) if raw.get("readers") else None,
     )
 
 

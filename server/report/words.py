@@ -21,7 +21,14 @@ METRICS = {
     "dice": "Dice",
     "iou": "IoU",
 }
-ARM_NAMES = {"federated": "Federated", "local": "Each alone", "pooled": "Pooled"}
+ARM_NAMES = {
+    "federated": "Federated",
+    "local": "Each alone",
+    "pooled": "Pooled",
+    "start": "Starting model",
+    "last": "Last round's model",
+    "model": "The model",
+}
 ARM_MEANINGS = {
     "federated": "one model trained by all hospitals together, images staying where they are",
     "local": "each hospital trains alone on its own images; the numbers are the mean over the hospitals",
