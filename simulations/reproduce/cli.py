@@ -17,8 +17,9 @@ from simulations.progress import choose_progress
 from simulations.reproduce import latency, stages
 from simulations.reproduce.beside import Beside, beside, results_of
 from simulations.reproduce.confounding import confounding
+from simulations.reproduce.found import Found
 from simulations.reproduce.markdown import markdown
-from simulations.reproduce.page import Found, page_of
+from simulations.reproduce.page import page_of
 from simulations.reproduce.paper import Paper, load
 from simulations.reproduce.playing import Listener, Order, play
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from common.html import (
     Banner,
@@ -16,7 +15,6 @@ from common.html import (
     Heading,
     Page,
     Paragraph,
-    Row,
     Section,
     Statement,
     Table,
@@ -37,44 +35,12 @@ from server.report.words import (
     signed,
     verdict_cell,
 )
-from simulations.reproduce.beside import Beside, Line, Measured, Results, compared
-from simulations.reproduce.confounding import Confounding
-from simulations.reproduce.latency import Latency
-from simulations.reproduce.paper import Comparison
-from simulations.reproduce.playing import Order
+from simulations.reproduce import own_tables
+from simulations.reproduce.beside import Beside, Line, Measured
+from simulations.reproduce.found import Found
 from simulations.reproduce.stages import Worth
 
 TEXT = False
-SYNTHETIC = "SYNTHETIC phantoms: not the paper's result"
-
-
-@dataclass(frozen=True)
-class Found:
-    """All that a reproduction found."""
-
-    order: Order
-    results: Results
-    tables: Sequence[Beside]
-    worths: Sequence[Worth]
-    latencies: Sequence[Latency]
-    confounded: Confounding | None
-    command: str
-
-    @property
-    def synthetic(self) -> bool:
-        """Whether a figure beside the paper's was measured on phantoms."""
-        beside = {row.ours.run for printed in self.order.paper.published for row in printed.rows if row.ours}
-        return any(run.synthetic for name in beside & set(self.results) for run in self.results[name])
-
-    @property
-    def sources(self) -> str:
-        """What our figures were measured on, for the head of their column."""
-        if self.synthetic:
-            return SYNTHETIC
-        runs = [runs[0] for runs in self.results.values() if not runs[0].synthetic]
-        largest = max(runs, key=lambda run: sum(sum(site.images.values()) for site in run.sites.values()))
-        images = sum(sum(site.images.values()) for site in largest.sites.values())
-        return f"real images: {listing(dict.fromkeys(run.source for run in runs))} ({plural(images, 'image')})"
 
 
 def page_of(found: Found) -> Page:
@@ -84,9 +50,9 @@ def page_of(found: Found) -> Page:
         Section("answer", "The paper beside fedward", _answer(found)),
         Section("tables", "The paper's tables, and ours", [_table(found, one) for one in found.tables]),
         Section("stages", "What the system's stages are worth", _stages(found)),
-        Section("confounding", "What the kind of image tells by itself", _confounding(found)),
-        Section("comparisons", "Ours against ours", _comparisons(found)),
-        Section("latency", "Time a case", _latency(found)),
+        Section("confounding", "What the kind of image tells by itself", own_tables.confounding(found)),
+        Section("comparisons", "Ours against ours", own_tables.comparisons(found)),
+        Section("latency", "Time a case", own_tables.latency(found)),
         Section("differs", "What differs, and why", _differs(found)),
         Section("runs", "What was run", _runs(found)),
     ]
@@ -119,7 +85,7 @@ def _answer(found: Found) -> list[Block]:
     if known:
         first = known[0]
         told = f"{first.published.what}: the paper printed {_printed(first)}, here {_ours(first).text}"
-        interval = _interval_text(first.measured)
+        interval = own_tables.interval_text(first.measured)
         where = "on synthetic phantoms, which is not the paper's result" if found.synthetic else "on real images"
         blocks.append(
             Statement(
@@ -132,7 +98,7 @@ def _answer(found: Found) -> list[Block]:
         )
     blocks.append(Paragraph(paper.system))
     if found.confounded is not None:
-        blocks.append(Paragraph(_confounding_sentence(found.confounded)))
+        blocks.append(Paragraph(own_tables.confounding_sentence(found.confounded)))
     for worth in found.worths:
         if worth.differences:
             blocks.append(Paragraph(_worth_sentence(worth)))
@@ -172,8 +138,8 @@ def _table(found: Found, one: Beside) -> Table:
 
 
 def _sure(measured: Measured | None) -> str:
-    seeds = _range_text(measured)
-    return "; seeds ".join(filter(None, (_interval_text(measured), seeds))) or "—"
+    seeds = own_tables.range_text(measured)
+    return "; seeds ".join(filter(None, (own_tables.interval_text(measured), seeds))) or "—"
 
 
 def _place(line: Line) -> str:
@@ -198,16 +164,6 @@ def _ours(line: Line) -> Cell:
     if unit == "ms":
         return Cell(f"{line.measured.value:.3g} ms")
     return Cell(number(line.measured.value, 4 if unit == "loss" else 3))
-
-
-def _interval_text(measured: Measured | None) -> str:
-    return "" if measured is None else bounds(Interval(measured.value, measured.low, measured.high))
-
-
-def _range_text(measured: Measured | None) -> str:
-    if measured is None or measured.seeds == 1:
-        return ""
-    return f"{number(measured.least)} to {number(measured.most)}"
 
 
 def _confidence(found: Found) -> float:
@@ -249,100 +205,6 @@ def _stage_rows(worth: Worth) -> list[list[Cell]]:
         cells = [Cell(signed(one.value)), Cell(bounds(interval, sign=True) or "—"), verdict_cell(interval)]
         rows.append([title, Cell(f"{metric}, {seed}"), *cells])
     return rows
-
-
-def _confounding(found: Found) -> list[Block]:
-    told = found.confounded
-    if told is None:
-        return []
-    counts = Table(
-        "Training images by data set and class",
-        [Column("Data set", numeric=TEXT), *map(Column, told.classes)],
-        [[Cell(source), *(Cell(count(value)) for value in row)] for source, row in told.counts.items()],
-    )
-    right = Table(
-        "Right answers on test images",
-        [Column("Images", numeric=TEXT), Column("The rule"), Column("The network"), Column("Test images")],
-        [
-            [Cell(source or "all"), Cell(number(values[0])), Cell(number(values[1])), Cell(count(values[2]))]
-            for source, values in told.right.items()
-        ],
-        "The rule answers with the most frequent class among the training images of the same data set. Inside one data "
-        "set the kind of image tells nothing: the lines by data set are what the network has learned of the disease.",
-    )
-    return [
-        Statement(
-            _confounding_sentence(told),
-            "Kind of image and class go together in this design: the rule knows only which data set an image is from.",
-        ),
-        Row([counts, right]),
-    ]
-
-
-def _confounding_sentence(told: Confounding) -> str:
-    rule, network, images = told.right[""]
-    return (
-        f"Without looking at a single pixel, {number(rule)} of {count(images)} test images go into the right class; "
-        f"the network reaches {number(network)}."
-    )
-
-
-def _comparisons(found: Found) -> list[Block]:
-    return [
-        _comparison(found, one) for one in found.order.paper.comparisons if len(list(compared(found.results, one))) > 1
-    ]
-
-
-def _comparison(found: Found, one: Comparison) -> Table:
-    rows = []
-    for name, cells in compared(found.results, one):
-        shown = [
-            Cell(
-                number(cell.value, 4 if metric.endswith("loss") else 3),
-                small=" ".join(
-                    filter(None, (_interval_text(cell), f"({_range_text(cell)})" if _range_text(cell) else ""))
-                ),
-            )
-            if cell is not None
-            else Cell("—", tone="muted")
-            for metric, cell in zip(one.metrics, cells, strict=True)
-        ]
-        rows.append([Cell(found.order.paper.runs[name].title, small=name), *shown])
-    label = f" ({one.label})" if one.label else ""
-    note = f"{SYNTHETIC}. {one.note}" if found.synthetic else one.note
-    return Table(
-        f"{one.title}{label}", [Column("Run", numeric=TEXT), *(Column(metric_name(m)) for m in one.metrics)], rows, note
-    )
-
-
-def _latency(found: Found) -> list[Block]:
-    if not found.latencies:
-        return []
-    environment = next(iter(found.results.values()))[0].environment
-    rows = [
-        [
-            Cell(found.order.paper.runs[one.run].title, small=one.run),
-            Cell(count(one.parameters)),
-            Cell(number(one.middle_ms, 1)),
-            Cell(number(one.p90_ms, 1)),
-            Cell(count(one.cases)),
-        ]
-        for one in found.latencies
-    ]
-    return [
-        Table(
-            f"Preparing and scoring one case on a CPU, one thread ({environment.get('cpu', 'unknown processor')})",
-            [
-                Column("Run", numeric=TEXT),
-                Column("Parameters"),
-                Column("Middle, ms"),
-                Column("90th percentile, ms"),
-                Column("Cases"),
-            ],
-            rows,
-            "A case at a time, its pixels decrypted before the clock starts; other work on this machine counts.",
-        )
-    ]
 
 
 def _differs(found: Found) -> list[Block]:

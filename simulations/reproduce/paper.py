@@ -179,6 +179,8 @@ class Paper(Part):
     contradictions: tuple[Text, ...] = ()
     phantoms: Changes = Field(default_factory=dict)
     quick: Quick
+    by_class: tuple[Name, ...] = ()
+    """Runs whose classes, or findings, are shown one by one."""
     latency: tuple[Name, ...] = ()
     confounded: Name | None = None
     """The run of several data sets whose result is set beside what the data set alone tells."""
@@ -208,6 +210,7 @@ class Paper(Part):
     def _named(self) -> Iterator[tuple[str, str]]:
         yield from (("quick.runs", name) for name in self.quick.runs)
         yield from (("latency", name) for name in self.latency)
+        yield from (("by_class", name) for name in self.by_class)
         yield from (("confounded", name) for name in (self.confounded,) if name)
         for stage in self.stages:
             yield from ((f"stages {stage.title!r}", name) for name in (stage.having, stage.lacking) if name)

@@ -7,7 +7,6 @@ a run that was begun goes on where it was.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -147,16 +146,13 @@ def _opened(order: Order, name: str, study: Study) -> Run:
 
 
 def _claim(order: Order, studies: Mapping[str, Study]) -> None:
-    """Mark ``order.out`` as this reproduction's, or see that it is."""
+    """Mark ``order.out`` as this reproduction's, or see that it is; its table's words may have changed since."""
     wanted = {
         "format": FORMAT,
         "paper": order.paper.paper,
-        "table": hashlib.sha256(order.paper.model_dump_json().encode()).hexdigest(),
         "data": {name: str(path.resolve()) for name, path in order.data.items()},
         "seeds": order.seeds,
-        "quick": order.quick,
-        "full": order.full,
-        "studies": {name: study.hash for name, study in studies.items()},
+        "runs": {name: [study.hash, *order.paper.runs[name].arms] for name, study in studies.items()},
     }
     path = order.out / MANIFEST
     try:
