@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from client.describe_compared import compared_words
+from client.describe_examined import examined_words
 from client.describe_personal import fits_a_round, last_passes, personal_words
 from client.describe_privacy import central_words, leaves_of_private, private_words
 from client.describe_secure import masked_words
@@ -189,7 +190,7 @@ def _leaves(study: Study) -> str:
     )
     told = (
         f"Of the tests, {often}: counts of images and patients by class and by the model's score, sums of losses, and "
-        f"sums over patients from which intervals are made. {cells}{compared_words(study)}"
+        f"sums over patients from which intervals are made. {cells}{compared_words(study)}{examined_words(study)}"
     )
     if study.counts_kept:
         return leaves_of_private(study, _trained(study)) + ("" if study.metrics_suppressed else told)

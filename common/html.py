@@ -113,11 +113,12 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Statement:
-    """A sentence that is read first: large, with a tone."""
+    """A sentence that is read first: large, with a tone; ``question`` stands above it."""
 
     text: str
     detail: str = ""
     tone: Tone = ""
+    question: str = ""
     kind: ClassVar[str] = "statement"
 
 

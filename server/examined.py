@@ -57,10 +57,11 @@ def subgroups_json(by: Mapping[str, Grouped], thresholds: Thresholds, study: Stu
     for name, grouped in by.items():
         rows = [_group(value, grouped, thresholds, study) for value in sorted(grouped.groups.counts)]
         attributes[name] = {"values": rows, "suppressed": grouped.groups.suppressed}
-        for row in rows:
+        named = [row for row in rows if row["value"] != NOT_RECORDED]
+        for row in named:
             for metric, cell in row["differences"].items():
                 # Of two groups each is the other's rest: their differences are one comparison.
-                key = (name, metric) if len(rows) == 2 else (name, metric, row["value"])
+                key = (name, metric) if len(named) == 2 else (name, metric, row["value"])
                 if cell["patients"] >= TESTED_FROM:
                     compared.setdefault(key, (cell["p"], []))[1].append(cell)
     adjusted = holm([p for p, _ in compared.values()])
@@ -75,7 +76,7 @@ def _group(value: str, grouped: Grouped, thresholds: Thresholds, study: Study) -
     confidence, groups = study.evaluation.confidence, grouped.groups
     moments = grouped.moments[value] if grouped.moments is not None else None
     own = Reference(groups.counts[value], thresholds)
-    rest = Reference(groups.without(value) if moments is None else rest_of(groups, value, moments), thresholds)
+    rest = Reference(groups.rest(value) if moments is None else rest_of(groups, value, moments), thresholds)
     column = own.counts.layout.classes if own.counts.layout.classes > 1 else 0
     cells: dict[str, Any] = {}
     differences: dict[str, Any] = {}

@@ -94,14 +94,14 @@ def examine(
     *,
     personal: int | None = None,
 ) -> Examined | None:
-    """Ask ``sites`` what the study wants to know of ``weights``; ``None`` where it asks nothing.
+    """Ask ``sites`` what the study wants to know of ``weights``; ``None`` where nothing may be counted, or is.
 
     ``personal``: as of a request.
 
     Raises :class:`QuorumError` when a site does not answer, :class:`SiteGone` where it never will.
     """
     asked = work.study.evaluation
-    if not (asked.by or asked.robustness):
+    if work.study.metrics_suppressed or work.study.task == "segmentation":
         return None
     asker, layout = _Asker(link, work, weights, sites, personal), Layout.of(work.study)
     link.watch.tests()

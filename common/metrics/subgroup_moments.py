@@ -109,8 +109,9 @@ def measure(
     found: dict[str, GroupMoments] = {}
     for number, name in enumerate(names):
         mine = scored.known & (group == number)[:, None]
+        theirs = scored.known & np.isin(group, [at[other] for other in groups.others(name)])[:, None]
         own = _side(scored, mine, Reference(groups.counts[name], thresholds))
-        rest = _side(scored, scored.known & ~mine, Reference(groups.without(name), thresholds))
+        rest = _side(scored, theirs, Reference(groups.rest(name), thresholds))
         found[name] = GroupMoments(
             Moments.summed(own.influences, layout),
             Moments.summed(rest.influences, layout),
@@ -146,8 +147,8 @@ def _side(scored: Scored, known: NDArray[np.bool_], reference: Reference) -> _Si
 
 
 def rest_of(groups: Subgroups, name: str, moments: GroupMoments) -> Counts:
-    """All other groups' counts, each patient counted once: the sum of the groups' counts those of two groups twice."""
-    counts, support = groups.without(name), moments.rest.support
+    """The other groups' counts, each patient counted once: the sum of the groups' counts those of two groups twice."""
+    counts, support = groups.rest(name), moments.rest.support
     each = np.stack([support[METRICS.index(side), :-1] for side in ("specificity", "sensitivity")], axis=1)
     return replace(counts, class_patients=each, patients=moments.rest.patients)
 

@@ -99,9 +99,13 @@ class Subgroups:
             merged[name] = merged[name] + counts if name in merged else counts
         return Subgroups(self.layout, dict(sorted(merged.items())), self.suppressed + other.suppressed)
 
-    def without(self, name: str) -> Counts:
-        """All other groups together."""
-        return sum((counts for other, counts in self.counts.items() if other != name), Counts.zero(self.layout))
+    def others(self, name: str) -> list[str]:
+        """With what a group is compared: all others, but for images of which nobody knows whether they belong to it."""
+        return [other for other in self.counts if other not in (name, NOT_RECORDED)]
+
+    def rest(self, name: str) -> Counts:
+        """The :meth:`others` together."""
+        return sum((self.counts[other] for other in self.others(name)), Counts.zero(self.layout))
 
     def at_most(self, most: int) -> Subgroups:
         """With the smallest groups together in :data:`OTHER` where there are more than ``most``."""

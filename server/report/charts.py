@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from common.html import clean
 from server.report.calibrated import Calibrated
+from server.report.examined import Span
 from server.report.results import Curve, Interval, RoundEntry, Site
 
 if TYPE_CHECKING:
@@ -315,6 +316,24 @@ def forest(effects: Sequence[Effect], title: str, axis: str) -> Figure:
     axes.set_xlim(min(left, -0.15 * reach), max(right, 0.15 * reach))
     axes.set_xlabel(axis)
     axes.set_title(title)
+    return figure
+
+
+def severity(lines: Mapping[str, Sequence[Span]], title: str) -> Figure:
+    """Metrics by level, from 0, each with its interval as a band; a gap where it is unknown."""
+    figure = _figure(2.9)
+    axes = figure.add_subplot()
+    for (label, spans), colour, style in zip(lines.items(), (FEDERATED, LOCAL, POOLED), ("-", "--", ":"), strict=False):
+        levels = np.arange(len(spans))
+        value, low, high = (
+            np.array([np.nan if one is None else one for one in side], dtype=float)
+            for side in zip(*((span.value, span.low, span.high) for span in spans), strict=True)
+        )
+        axes.fill_between(levels, low, high, color=colour, alpha=0.14, linewidth=0)
+        axes.plot(levels, value, style, color=colour, linewidth=2.0, marker="o", markersize=4, label=_short(label, 40))
+    axes.set(xlim=(-0.1, max(len(next(iter(lines.values()))) - 0.9, 1)), ylim=(-0.02, 1.02), xlabel="Level")
+    axes.set_title(_short(title, 60))
+    _legend(axes)
     return figure
 
 

@@ -7,15 +7,19 @@ from collections.abc import Sequence
 
 from common.html import Banner, Block, Code, Details, Facts, Page, Paragraph, Row, Section
 from server.report import (
+    answers,
     calibration,
     central,
     contrasts,
+    fairness,
     figures,
     listings,
+    mistakes,
     own_models,
     pairs,
     privacy,
     readers,
+    robustness,
     secure,
     tables,
     verdict,
@@ -71,6 +75,7 @@ def footer(runs: Sequence[Run]) -> str:
 def sections_of(run: Run, drawn: bool = True, prefix: str = "") -> list[Section]:
     """All sections of one run; ``prefix`` keeps the figures' ids apart on a page of several runs."""
     sections = [
+        Section("answers", "Three questions", answers.blocks(run)),
         Section("verdict", "Did federating pay off?", _verdict(run)),
         Section("hospitals", "Hospital by hospital", _hospitals(run)),
         Section("own-models", "What each hospital would run", own_models.blocks(run)),
@@ -80,6 +85,9 @@ def sections_of(run: Run, drawn: bool = True, prefix: str = "") -> list[Section]
         Section("readers", "Against human readers", readers.blocks(run)),
         Section("curves", "ROC and learning curves", _curves(run, prefix) if drawn else []),
         Section("calibration", "Are scores probabilities?", calibration.blocks(run, drawn, prefix)),
+        Section("groups", "For whom does it work?", fairness.blocks(run, drawn, prefix)),
+        Section("mistakes", "What does it get wrong?", mistakes.blocks(run)),
+        Section("robustness", "What if the images are worse?", robustness.blocks(run, drawn, prefix)),
         Section("confusion", "Confusion matrices", _confusion(run)),
         Section("data", "Who holds what", _data(run, drawn, prefix)),
         Section("privacy", "What protects each patient", privacy.blocks(run)),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from common.html import Block, Cell, Column, Page, Paragraph, Section, Statement, Table, Tiles
-from server.report import charts, contrasts
+from server.report import answers, charts, contrasts
 from server.report.page import banner, footer
 from server.report.results import Interval, Run
 from server.report.spread import arms_of, details, dot_figure, extent, intervals_of, repeat_name, spread_cell, values_of
@@ -29,6 +30,7 @@ from server.report.words import verdict as judge
 def repeats(runs: Sequence[Run]) -> Page:
     first, metric = runs[0], contrasts.main_metric(runs[0])
     sections = [
+        Section("answers", "Three questions", [*answers.of_repeats(runs), *_gain(runs, metric)]),
         Section("verdict", "Did federating pay off?", [*_repeat_verdict(runs, metric), _repeat_tiles(runs, metric)]),
         Section("summary", "Mean and spread", _summary(runs, metric)),
         Section("repeats", "Each repeat", details(runs, [repeat_name(run) for run in runs])),
@@ -87,6 +89,13 @@ def _repeat_verdict(runs: Sequence[Run], metric: str) -> list[Block]:
             )
         )
     return blocks
+
+
+def _gain(runs: Sequence[Run], metric: str) -> list[Block]:
+    """The first of the verdict's statements, as the answer to a question."""
+    first = _repeat_verdict(runs, metric)[0]
+    assert isinstance(first, Statement)
+    return [replace(first, question=answers.GAIN)]
 
 
 def _repeat_tiles(runs: Sequence[Run], metric: str) -> Tiles:

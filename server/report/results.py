@@ -15,6 +15,7 @@ from common.errors import RunError
 from common.study_personal import PERSONALISED
 from server.report.calibrated import Calibrated
 from server.report.compared import Compared, Readers
+from server.report.examined import AllMistakes, Level, Subgroups, parse_robustness
 from server.report.promises import Central, Privacy, parse_central, parse_privacy
 
 FORMAT = 1
@@ -77,6 +78,10 @@ class Scores:
     stopped_early: bool
     calibration: Mapping[str, Calibrated] = field(default_factory=dict)
     """By class, where it is known."""
+    subgroups: Subgroups | None = None
+    mistakes: AllMistakes | None = None
+    robustness: Mapping[str, tuple[Level, ...]] = field(default_factory=dict)
+    """By condition; the three of the kept model only."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +208,13 @@ class Run:
         value = _number(evaluation.get("confidence")) if isinstance(evaluation, Mapping) else None
         return value if value is not None else 0.95
 
+    def setting_list(self, *path: str) -> list[str]:
+        """A setting of the study that is a list, as texts; empty where it has none."""
+        node: Any = self.study
+        for step in path:
+            node = node.get(step) if isinstance(node, Mapping) else None
+        return [str(value) for value in node] if isinstance(node, Sequence) and not isinstance(node, str) else []
+
     def setting(self, *path: str) -> str:
         """A setting of the study as text, ``""`` where it has none."""
         node: Any = self.study
@@ -297,6 +309,9 @@ def _scores(raw: Mapping[str, Any]) -> Scores:
         kept_round=None if kept is None else int(kept),
         stopped_early=_flag(raw.get("stopped_early") or False),
         calibration={str(name): Calibrated.parse(value) for name, value in (raw.get("calibration") or {}).items()},
+        subgroups=Subgroups.parse(raw["subgroups"]) if raw.get("subgroups") else None,
+        mistakes=AllMistakes.parse(raw["mistakes"]) if raw.get("mistakes") else None,
+        robustness=parse_robustness(raw.get("robustness") or {}),
     )
 
 
