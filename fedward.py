@@ -179,6 +179,27 @@ def evaluate(
 
 
 @app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    method: Annotated[
+        str | None,
+        typer.Option(help="grad-cam, hirescam, integrated-gradients or rollout. Default: what suits the model."),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Test images of each hospital, at most.")] = 50,
+    public: Annotated[
+        bool, typer.Option("--public", help="The images are public: show some in the report, as of phantoms.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda:N.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show what a run's model looked at, and measure how far the heat maps can be believed."""
+    from simulations.cli import check_device
+    from simulations.explaining import explain
+
+    explain(run, method=method, images=images, public=public, device=check_device(device), as_json=as_json)
+
+
+@app.command()
 def reproduce(
     paper: Annotated[int | None, typer.Argument(help="A paper's number. Without one: the papers there are.")] = None,
     data: Annotated[

@@ -16,6 +16,7 @@ from common.study_personal import PERSONALISED
 from server.report.calibrated import Calibrated
 from server.report.compared import Compared, Readers
 from server.report.examined import AllMistakes, Level, Subgroups, parse_robustness
+from server.report.explanations import Explained
 from server.report.promises import Central, Privacy, parse_central, parse_privacy
 
 FORMAT = 1
@@ -200,6 +201,7 @@ class Run:
     """Where the study asks for them."""
     own_models: OwnModels | None = None
     """Hospitals' own models, where the run has them; not on everyone's patients, and so none of :attr:`arms`."""
+    explained: Explained | None = None
 
     @property
     def confidence(self) -> float:
@@ -274,6 +276,7 @@ def _run(raw: Mapping[str, Any]) -> Run:
         refusals=tuple(refusal for name in ordered for refusal in _refusals(name, raw["arms"][name])),
         comparisons=tuple(Compared.parse(item) for item in raw.get("comparisons") or ()),
         readers=Readers.parse(raw["readers"]) if raw.get("readers") else None,
+        explained=Explained.parse(raw.get("explanations")),
     )
 
 
