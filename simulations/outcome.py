@@ -138,6 +138,26 @@ class Simulation:
         ]
         return _frame(("repeat", "a", "b", "metric", "on", *_INTERVAL), rows, _INTERVAL)
 
+    @property
+    def comparisons(self) -> pd.DataFrame:
+        """``repeat, a, b, on, class, metric, value, low, high, p, p_holm, p_false_discovery, test``: a − b, from sums.
+
+        ``class`` is ``all`` for the metric over all classes. A p-value that cannot be known is NaN.
+        """
+        p = ("p", "p_holm", "p_false_discovery")
+        rows = [
+            (
+                *(run.repeat, pair.a, pair.b, pair.on, name, metric),
+                *(one.difference.value, one.difference.low, one.difference.high),
+                *(one.p, one.p_holm, one.p_false_discovery, one.test),
+            )
+            for run in self._runs
+            for pair in run.comparisons
+            for name, metrics in ((ALL, pair.overall), *pair.per_class.items())
+            for metric, one in metrics.items()
+        ]
+        return _frame(("repeat", "a", "b", "on", "class", "metric", *_INTERVAL, *p, "test"), rows, (*_INTERVAL, *p))
+
     # -- figures -------------------------------------------------------------------------------
 
     def roc(self, label: str | None = None, *, repeat: int = 0) -> Figure:

@@ -18,7 +18,7 @@ from common.metrics.layout import Floats, divide
 GROUPS = 10
 """Of equal width; as in Guo et al. 2017 (arXiv:1706.04599), who took 15, and most reports since."""
 _TEMPERATURES = (1 / 32, 32.0)
-_PRECISION = 1e-4
+_PRECISION = 1e-9
 
 
 @dataclass(frozen=True, eq=False)

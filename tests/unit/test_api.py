@@ -231,6 +231,14 @@ def test_history_sites_and_differences(run: Simulation, raw: dict[str, Any]) -> 
     differences = run.differences
     assert len(differences) == len(raw["differences"])
     assert differences["value"].tolist() == pytest.approx([d["value"] for d in raw["differences"]], nan_ok=True)
+    comparisons = run.comparisons
+    assert len(comparisons) == sum(len(row["overall"]) for row in raw["comparisons"])
+    auc = comparisons[comparisons["metric"] == "auc"].set_index("b")
+    for row in raw["comparisons"]:
+        of = row["overall"]["auc"]
+        assert auc.loc[row["b"], ["value", "p", "p_holm"]].tolist() == pytest.approx(
+            [of["value"], of["p"], of["p_holm"]]
+        )
     per_class = run.per_class
     assert set(per_class["class"]) == {"pneumonia"}
     assert set(per_class["arm"]) == {"federated", "pooled"}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from sklearn.calibration import calibration_curve
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss
 
 from common.metrics import Counts, Layout
@@ -78,8 +79,13 @@ def test_the_temperature_is_the_one_of_least_loss_and_undoes_overconfidence(shar
     scores, targets = drawn(7, count=20_000, sharpness=sharpness)
     scale = scale_of(scores, targets)
     found = temperature(scale)
-    best = minimize_scalar(lambda log: scale.at(np.exp(log)).log_loss, bounds=(-3, 3), method="bounded")
-    assert found == pytest.approx(np.exp(best.x), rel=1e-3)
+    best = minimize_scalar(
+        lambda log: scale.at(np.exp(log)).log_loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-12}
+    )
+    assert scale.at(found).log_loss == pytest.approx(best.fun, abs=1e-9)
+    by_logits = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10, max_iter=1000)
+    logits = np.log(middles(scores) / (1 - middles(scores)))[:, None]
+    assert found == pytest.approx(1 / by_logits.fit(logits, targets).coef_[0, 0], abs=1e-6)
     assert found == pytest.approx(sharpness, rel=0.05)
     if sharpness > 1:
         assert scale.expected_error() > 0.05

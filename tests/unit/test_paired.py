@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -350,3 +352,12 @@ def test_without_the_second_pass_values_stand_without_intervals() -> None:
             contrast = found.overall[metric].difference
             assert contrast.value is not None and contrast.low is None
         assert found.overall["auc"].p is None
+
+
+def test_the_guides_example_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "researcher.md").read_text()
+    code = re.search(r"From Python, with scores at hand[^`]*```python\n(.*?)```", guide, re.DOTALL)
+    assert code is not None
+    exec(code[1], {})
+    said = capsys.readouterr().out
+    assert re.match(r"Interval\(value=0\.\d+, low=.*McNemar\(first_only=\d+", said)
