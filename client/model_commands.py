@@ -1,7 +1,8 @@
-"""``fedward site models``: the finished models that came. Attached to ``fedward site``."""
+"""``fedward site models`` and ``explain``: the finished models that came. Attached to ``fedward site``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,3 +24,22 @@ def models(
     from client import model_cli
 
     model_cli.models(site, verify=verify, as_json=as_json)
+
+
+@app.command()
+def explain(
+    model: Annotated[str, typer.Argument(help="A finished model's folder in models/, or its study's hash.")],
+    out: Annotated[Path, typer.Option(help="New folder for pictures of patients, in the clear, for you alone.")],
+    site: Site = HERE,
+    method: Annotated[
+        str | None,
+        typer.Option(help="grad-cam, hirescam, integrated-gradients or rollout. Default: what suits the model."),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Test images, at most.")] = 20,
+    device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda:N.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Draw what a finished model looked at in this site's own test images; the audit log says so."""
+    from client import explain_cli
+
+    explain_cli.explain(site, model, out=out, method=method, images=images, device=device, as_json=as_json)
