@@ -60,6 +60,29 @@ def test_a_paper_runs_and_a_removed_stage_changes_the_result(number: int, tmp_pa
     assert "SYNTHETIC" in (order.out / "paper.md").read_text()
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("number", numbers())
+def test_every_run_of_a_paper_plays_on_phantoms(number: int, tmp_path: Path) -> None:
+    """All that ``fedward reproduce N`` plays; what it says was not run waits for ``--full`` or can never be had."""
+    paper = load(number)
+    order = Order(paper, tmp_path / "out", {})
+    play(order, lambda name: Quiet())
+    found = measure(order, f"fedward reproduce {number}")
+    write(found)
+    assert set(order.left_out) == {name for name, run in paper.runs.items() if run.only_full}
+    assert all(worth.differences for worth in found.worths)
+    for table in found.tables:
+        for line in table.lines:
+            ours = line.published.ours
+            assert (
+                line.measured is not None
+                or ours is None
+                or paper.runs[ours.run].only_full
+                or "undefined" in line.reason
+            )
+
+
 def test_a_stopped_reproduction_goes_on_where_it_was(tmp_path: Path) -> None:
     order = Order(load(5), tmp_path / "out", {}, quick=True)
     first, second = order.wanted
