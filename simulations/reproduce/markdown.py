@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from common.html import Block, Cell, Code, Details, Facts, Heading, Page, Paragraph, Row, Statement, Table, Tiles, clean
@@ -23,7 +24,7 @@ def _block(block: Block) -> Iterator[str]:
         case Table():
             yield from _table(block)
         case Facts():
-            yield from (f"- {_text(name)} {_text(value)}".rstrip() for name, value in block.items)
+            yield from (_fact(name, value) for name, value in block.items)
             yield ""
         case Statement():
             yield from (f"**{_text(block.text)}**", "", _text(block.detail), "")
@@ -43,6 +44,11 @@ def _block(block: Block) -> Iterator[str]:
                 yield from _block(inner)
         case Details():
             return
+
+
+def _fact(name: str, value: str) -> str:
+    """A line of a list; of a numbered one where the name is a number."""
+    return f"{name} {_text(value)}" if re.fullmatch(r"\d+\.", name) else f"- {_text(name)}: {_text(value)}"
 
 
 def _table(table: Table) -> Iterator[str]:

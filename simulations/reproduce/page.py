@@ -83,7 +83,7 @@ def _answer(found: Found) -> list[Block]:
     lines = [line for table in found.tables for line in table.lines]
     known = [line for line in lines if line.measured is not None]
     if known:
-        first = known[0]
+        first = next((line for line in known if line.published.headline), known[0])
         told = f"{first.published.what}: the paper printed {_printed(first)}, here {_ours(first).text}"
         interval = own_tables.interval_text(first.measured)
         where = "on synthetic phantoms, which is not the paper's result" if found.synthetic else "on real images"

@@ -88,6 +88,8 @@ class Published(Part):
     what: Text
     value: float
     unit: Literal["rate", "loss", "ms"] = "rate"
+    headline: bool = False
+    """Whether the page begins with it."""
     ours: Ours | None = None
     why_not: str = ""
 

@@ -210,7 +210,7 @@ def test_markdown_stays_text() -> None:
                 "One",
                 [
                     Paragraph("<script>alert(1)</script> [a](b)"),
-                    Facts([("1.", "first")]),
+                    Facts([("1.", "first"), ("why", "so")]),
                     Table(
                         "t|t", [Column("x|y", "group", numeric=False), Column("n")], [[Cell("a\nb|c"), Cell("1", "s")]]
                     ),
@@ -222,7 +222,7 @@ def test_markdown_stays_text() -> None:
     assert "\n| a b\\|c | 1<br><small>s</small> |\n" in text
     assert "\\<script\\>" in text
     assert "\\[a\\](b)" in text
-    assert "- 1. first" in text
+    assert "\n1. first\n- why: so\n" in text
     assert "# A \\*title\\*" in text
 
 
