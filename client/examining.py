@@ -26,7 +26,7 @@ MOST_GROUPS = 24
 """Of an attribute, at all sites together."""
 MOST_CHARACTERS = 32
 """Of a value that is told; longer ones are free text."""
-_AGE = re.compile(r"(\d{1,3})(?:-\d{1,3}|\+)?")
+_AGE = re.compile(r"(\d{1,3})(?:\.\d+|-\d{1,3}|\+)?")
 _OLDEST = 130
 _MANY_DIGITS = re.compile(r"\d{5}")
 
