@@ -333,8 +333,8 @@ class Valley(torch.nn.Module):
         self.x = torch.nn.Parameter(torch.tensor([start]))
 
 
-def descend(valleys: list[tuple[float, float]], rounds: int, steps: int, *, corrected: bool) -> float:
-    """Where averaging ends on sites of (steepness, bottom), of one size each, by our steering and our mean variate."""
+def descend(valleys: list[tuple[float, float]], rounds: int, steps: int, *, corrected: bool) -> tuple[float, float]:
+    """Where averaging ends on sites of (steepness, bottom), of one size each, and c there."""
     rate, x = 0.1, {"x": np.zeros(1, np.float32)}
     spec = SCAFFOLD.training.model_copy(update={"local_steps": steps, "local_epochs": None})
     spec = spec.model_copy(update={"optimiser": spec.optimiser.model_copy(update={"lr": rate})})
@@ -360,15 +360,16 @@ def descend(valleys: list[tuple[float, float]], rounds: int, steps: int, *, corr
             own[number] = {"x": own[number]["x"] + moved["x"]}
         x = {"x": np.mean([end["x"] for end in ends], axis=0)}
         mean.finish()
-    return float(x["x"][0])
+    return float(x["x"][0]), float(mean.sent().all_sites["x"][0])
 
 
 @pytest.mark.parametrize("valleys", [[(2.0, 1.0), (0.2, -3.0)], [(1.5, 0.0), (0.5, 4.0), (0.1, 9.0)]])
 def test_on_skewed_valleys_averaging_drifts_and_scaffold_finds_the_bottom(valleys: list[tuple[float, float]]) -> None:
     bottom = sum(a * b for a, b in valleys) / sum(a for a, _ in valleys)
-    drifted = abs(descend(valleys, 150, 10, corrected=False) - bottom)
-    mended = abs(descend(valleys, 150, 10, corrected=True) - bottom)
-    assert drifted > 0.1 and mended < 1e-3 * drifted
+    drifted, _ = descend(valleys, 150, 10, corrected=False)
+    mended, variate = descend(valleys, 150, 10, corrected=True)
+    assert abs(drifted - bottom) > 0.1
+    assert abs(mended - bottom) < 1e-4 and abs(variate) < 1e-3, "the mean gradient vanishes at the bottom"
 
 
 # --- what travels ---------------------------------------------------------------------------------------------------
