@@ -24,7 +24,7 @@ from client.home import Home
 from client.policy import POLICY_FILE, TEMPLATE
 from common import protocol
 from common.basis import Basis
-from common.errors import VaultError
+from common.errors import ProtocolError, VaultError
 from common.models import build_initial
 from common.study import Study
 from common.survey import Survey
@@ -374,6 +374,27 @@ def test_counts_of_few_patients_do_not_leave(tmp_path: Path) -> None:
     assert isinstance(reply, protocol.SurveyReply)
     assert reply.images == {"train": 12, "val": 0, "test": 0}
     made.agent.close()
+
+
+def test_two_models_are_compared_if_the_study_says_so_and_the_log_tells_it(site: Site) -> None:
+    study = OURS.derive(**{"evaluation.compare": ["start"]})
+    site.survey(study)
+    site.approve()
+    other = {name: np.asarray(value * np.asarray(0.5, value.dtype)) for name, value in site.weights.items()}
+    bins = study.evaluation.bins
+    given = {f"threshold.{number}": np.array([bins // 2]) for number in range(2)}
+    request = protocol.EvaluateRequest(
+        site.task(study, round=study.federation.rounds), "test", site.weights, beside=protocol.Beside(given, other)
+    )
+    first, again = site.send(request), site.send(request)
+    assert isinstance(first, protocol.StatisticsReply) and isinstance(again, protocol.StatisticsReply)
+    assert digest(first.statistics) == digest(again.statistics)
+    assert {"joint.table_at", "second.low_at"} <= set(first.statistics)
+    (entry,) = site.events("reply")[-1:]
+    assert entry["kind"] == "evaluate.scores test against another model"
+    assert entry["kinds"] == ["counts of scores", "joint counts of two models", "seconds"]
+    unasked = replace(request, task=site.task(OURS, round=OURS.federation.rounds))
+    assert refused(site.send(unasked)) == ProtocolError.code
 
 
 def test_a_vault_behind_a_passphrase_takes_part(tmp_path: Path) -> None:
