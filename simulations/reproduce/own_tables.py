@@ -11,6 +11,7 @@ from simulations.reproduce.found import SYNTHETIC, Found
 from simulations.reproduce.paper import Comparison, Ours
 
 TEXT = False
+_NAMES = {"val_auc": "Validation AUC", "val_loss": "Validation loss", "train_loss": "Training loss"}
 
 
 def confounding(found: Found) -> list[Block]:
@@ -96,7 +97,10 @@ def _comparison(found: Found, one: Comparison) -> Table:
     label = f" ({one.label})" if one.label else ""
     note = f"{SYNTHETIC}. {one.note}" if found.synthetic else one.note
     return Table(
-        f"{one.title}{label}", [Column("Run", numeric=TEXT), *(Column(metric_name(m)) for m in one.metrics)], rows, note
+        f"{one.title}{label}",
+        [Column("Run", numeric=TEXT), *(Column(_NAMES.get(m) or metric_name(m)) for m in one.metrics)],
+        rows,
+        note,
     )
 
 
