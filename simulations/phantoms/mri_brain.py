@@ -40,6 +40,7 @@ RIM: Final = _tissue(0.98, 0.68, 0.72)
 NECROSIS: Final = _tissue(0.20, 0.88, 0.12)
 OEDEMA: Final = _tissue(0.42, 0.84, 0.42)
 MENINGIOMA: Final = _tissue(0.95, 0.62, 0.66)
+VEIN: Final = _tissue(0.92, 0.06, 0.04)
 ADENOMA: Final = _tissue(0.86, 0.66, 0.52)
 
 BASE_SHARE: Final = 0.10 / 0.45
@@ -57,6 +58,8 @@ def draw(
     top = not base and rng.random() < 0.4
     head = _Head(person, size, int(item.attributes["age"]), 0.92 if top else 1.0)
     image = _base(head) if base else _hemispheres(head, top=top)
+    if not base:
+        _lay_veins(image, head, hard, rng)
     mask = np.zeros((size, size), np.uint8)
     if finding != "normal":
         mask = {"glioma": _glioma, "meningioma": _meningioma, "pituitary": _adenoma}[finding](image, head, hard, rng)
@@ -185,6 +188,14 @@ def _base(head: _Head) -> Image3:
     return image
 
 
+def _lay_veins(image: Image3, head: _Head, hard: float, rng: np.random.Generator) -> None:
+    """What else shines after contrast: the sagittal sinus, and veins of the cortex, more the harder the task."""
+    lay_disc(image, 0.0, 1.0 * head.deep, 0.035, 0.045, VEIN)
+    veins = rng.uniform((0.0, 0.78, 0.012), (2 * math.pi, 0.98, 0.040), (3 + round(9 * hard), 3))
+    for angle, far, wide in veins.tolist():
+        lay_disc(image, far * head.wide * math.cos(angle), far * head.deep * math.sin(angle), wide, 0.8 * wide, VEIN)
+
+
 def _ragged(head: _Head, cx: float, cy: float, radius: float, rough: float, rng: np.random.Generator) -> Image:
     """1 in the middle of an irregular ball, 0 at its edge, negative outside: in units of its radius."""
     x, y = grid(head.size)
@@ -206,7 +217,7 @@ def _covered(inside: Image, cx: float, cy: float) -> Mask:
 
 
 def _glioma(image: Image3, head: _Head, hard: float, rng: np.random.Generator) -> Mask:
-    size, seen = head.size, 1.0 - 0.6 * hard * rng.uniform(0.5, 1.0)
+    size, seen = head.size, 1.0 - 0.8 * hard * rng.uniform(0.7, 1.0)
     radius = rng.uniform(0.10, 0.25 - 0.08 * hard)
     angle, far = rng.uniform(0.0, 2 * math.pi), rng.uniform(0.38, 0.62)
     cx = far * head.wide * math.copysign(max(abs(math.cos(angle)), 0.45), math.cos(angle))
@@ -225,7 +236,7 @@ def _glioma(image: Image3, head: _Head, hard: float, rng: np.random.Generator) -
 
 
 def _meningioma(image: Image3, head: _Head, hard: float, rng: np.random.Generator) -> Mask:
-    size, seen = head.size, 1.0 - 0.6 * hard * rng.uniform(0.5, 1.0)
+    size, seen = head.size, 1.0 - 0.8 * hard * rng.uniform(0.7, 1.0)
     radius = rng.uniform(0.09, 0.20 - 0.06 * hard)
     angle = rng.uniform(0.0, 2 * math.pi)
     far = 1.0 - 0.6 * radius / head.wide
@@ -239,7 +250,7 @@ def _meningioma(image: Image3, head: _Head, hard: float, rng: np.random.Generato
 
 
 def _adenoma(image: Image3, head: _Head, hard: float, rng: np.random.Generator) -> Mask:
-    size, seen = head.size, 1.0 - 0.5 * hard * rng.uniform(0.5, 1.0)
+    size, seen = head.size, 1.0 - 0.8 * hard * rng.uniform(0.7, 1.0)
     radius = rng.uniform(0.10, 0.17 - 0.04 * hard)
     cx, cy = rng.uniform(-0.03, 0.03), -0.15 - 0.3 * (radius - 0.1)
     field = _ragged(head, cx, cy, radius, 0.05, rng)
