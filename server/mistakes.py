@@ -81,6 +81,7 @@ def _counted(reference: Reference, column: int | None) -> dict[str, Any]:
         "images": counts.images,
         "negatives": int(counts.totals[columns, 0].sum()),
         "positives": int(counts.totals[columns, 1].sum()),
+        "withheld": [bool(counts.withheld[columns, sign].any()) for sign in (0, 1)],
         "misses": [int(side.fn[columns].sum()) for side in (best, worst)],
         "alarms": [int(side.fp[columns].sum()) for side in (best, worst)],
     }

@@ -80,6 +80,8 @@ class Mistakes:
     misses: tuple[int, int]
     """Least and most."""
     alarms: tuple[int, int]
+    withheld: tuple[bool, bool]
+    """Whether a hospital left out its negatives, its positives: too few patients."""
     sure_misses: int | None
     sure_alarms: int | None
     missed: Span
@@ -146,6 +148,7 @@ def _mistakes(raw: Mapping[str, Any]) -> Mistakes:
         positives=int(raw["positives"]),
         misses=_pair(raw["misses"]),
         alarms=_pair(raw["alarms"]),
+        withheld=(bool(raw["withheld"][0]), bool(raw["withheld"][1])),
         sure_misses=None if raw.get("sure_misses") is None else int(raw["sure_misses"]),
         sure_alarms=None if raw.get("sure_alarms") is None else int(raw["sure_alarms"]),
         missed=Span.parse(raw.get("missed")),

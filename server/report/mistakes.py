@@ -88,11 +88,20 @@ def _table(caption: str, rows: Sequence[Mistakes], run: Run, attribute: str) -> 
     for row in rows:
         line = [Cell(group_label(attribute, row.value) if attribute else row.value), Cell(count(row.images))]
         if with_signs:
-            line += [Cell(_range(row.misses)), Cell(count(row.positives)), _share(row.missed)]
-            line += [Cell(_range(row.alarms)), Cell(count(row.negatives)), _share(row.false_alarms)]
+            line += [*_counts(row.misses, row.positives, row.withheld[1]), _share(row.missed)]
+            line += [*_counts(row.alarms, row.negatives, row.withheld[0]), _share(row.false_alarms)]
         sure = None if row.sure_misses is None or row.sure_alarms is None else row.sure_misses + row.sure_alarms
         cells.append([*line, _share(row.wrong), Cell("—" if sure is None else count(sure))])
     return Table(f"{caption}, with {level(run.confidence)} intervals; most missed first", columns, cells)
+
+
+def _counts(wrong: tuple[int, int], of: int, withheld: bool) -> tuple[Cell, Cell]:
+    """Mistakes, and of how many; what was left out is told to be, and is no 0."""
+    if withheld and not of:
+        hidden = Cell("suppressed", title="too few patients", tone="muted")
+        return hidden, hidden
+    more = "and more, suppressed" if withheld else ""
+    return Cell(_range(wrong), more), Cell(count(of), more)
 
 
 def _range(pair: tuple[int, int]) -> str:

@@ -25,6 +25,8 @@ from common.study import Study
 from common.study_examined import CONDITIONS, LEVELS
 from server.examined import examined_json, subgroups_json
 from server.examining import Examined, Grouped
+from server.report.examined import AllMistakes
+from server.report.mistakes import _counts as mistakes_counts
 from tests.unit import federation as fed
 
 STUDY = Study.parse(
@@ -151,6 +153,23 @@ def test_mistakes_are_counted_by_finding() -> None:
     rows = found["by"]["finding"]
     assert sum(one["misses"][0] for one in rows) == whole["misses"][0]
     assert rows[0]["missed"]["value"] >= rows[1]["missed"]["value"]
+
+
+def test_what_is_suppressed_is_shown_as_suppressed_and_never_as_0() -> None:
+    scores, targets, patients, sex = drawn(8, 300)
+    few = (np.array(sex) == "F") & (targets[:, 0] == 1) & (np.cumsum((np.array(sex) == "F") & (targets[:, 0] == 1)) > 4)
+    scores, targets, patients, sex = scores[~few], targets[~few], patients[~few], np.array(sex)[~few].tolist()
+    counts = Counts.of(scores, targets, patients, np.zeros(len(scores)), LAYOUT, 10)
+    grouped = Grouped(Subgroups.of(scores, targets, patients, sex, LAYOUT, 10), None)
+    test = summarise(Reference(counts, HALF), None)
+    found = examined_json(Examined(HALF, dict.fromkeys(("sex", "age", "finding"), grouped)), test, STUDY)
+    women = next(one for one in found["mistakes"]["by"]["finding"] if one["value"] == "F")
+    assert women["withheld"] == [False, True]
+    parsed = AllMistakes.parse(found["mistakes"])
+    shown = next(one for one in parsed.by["finding"] if one.value == "F")
+    cells = mistakes_counts(shown.misses, shown.positives, shown.withheld[1])
+    assert [cell.text for cell in cells] == ["suppressed", "suppressed"]
+    assert row(found["subgroups"], "F")["withheld"] == 1
 
 
 # --- what a study may ask, and a request ------------------------------------------------------------------------------
