@@ -84,6 +84,7 @@ def _about(model: Model, urgency: Urgency, found: Worklist, cases: Cases) -> dic
         "study": urgency.study.name,
         "study_hash": urgency.study.hash,
         "normal": urgency.normal,
+        "trained_on_synthetic": model.synthetic,
         "calibrated": bool(model.temperatures.values),
         "device": str(model.device),
         "threads": torch.get_num_threads(),
@@ -99,6 +100,8 @@ def _tell(found: Worklist, about: dict[str, object], out: Path | None) -> None:
         print(line, file=sys.stderr)
 
     say(f"{about['cases']} cases, {about['images']} images, by {about['study']}")
+    if about["trained_on_synthetic"]:
+        say("the model was trained on SYNTHETIC images: of patients it says nothing")
     if not about["calibrated"]:
         say("the model has no temperature: its scores order cases and are no calibrated probabilities")
     for one in found.unreadable[:_MOST_SHOWN]:

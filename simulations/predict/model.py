@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,10 @@ class Model:
             raise RunError(f"{folder} has no model: {Folder(folder).what_now}")
         self.card: Card = read_card(folder)
         self.device = choose_device(device)
-        self.temperatures = _temperatures(folder, self.card)
+        facts = _facts(folder)
+        self.temperatures = _temperatures(facts, self.card)
+        self.synthetic = bool(facts.get("synthetic"))
+        """Whether it was trained on images that nobody's body has made, as far as its folder says."""
         self.scoring_s = 0.0
         weights = load(folder / "model.safetensors")
         model = build(self.card.study, 0)
@@ -74,8 +77,8 @@ class Model:
         return found
 
 
-def _temperatures(folder: Path, card: Card) -> Temperatures:
-    """From the package's summary, or the run's results."""
+def _facts(folder: Path) -> dict[str, Any]:
+    """What a package's summary, or a run's results, says of the model: ``calibration``, ``synthetic``."""
     for name in (SUMMARY, _RESULTS):
         path = folder / name
         if not path.exists():
@@ -84,14 +87,15 @@ def _temperatures(folder: Path, card: Card) -> Temperatures:
             found = json.loads(path.read_bytes())
             if name == _RESULTS:
                 arm = json.loads((folder / "model.json").read_bytes())["arm"]
-                found = found["arms"].get(arm, {})
-            return _of_classes(found.get("calibration", {}), card)
+                found = {"synthetic": found["synthetic"], **found["arms"].get(arm, {})}
+            return {key: found[key] for key in ("synthetic", "calibration") if key in found}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{path} is damaged ({type(error).__name__}); restore it from a copy") from None
-    return Temperatures()
+    return {}
 
 
-def _of_classes(calibration: Any, card: Card) -> Temperatures:
+def _temperatures(facts: Mapping[str, Any], card: Card) -> Temperatures:
     """One for each score column, or none at all: probabilities that are calibrated for some classes mislead."""
-    values = [calibration.get(name, {}).get("scaled", {}).get("temperature") for name in card.study.scored_classes]
+    found = facts.get("calibration", {})
+    values = [found.get(name, {}).get("scaled", {}).get("temperature") for name in card.study.scored_classes]
     return Temperatures([float(value) for value in values]) if values and None not in values else Temperatures()

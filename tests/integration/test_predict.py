@@ -84,6 +84,7 @@ def test_a_vaults_patients_are_cases_by_their_pseudonyms(finished, folder):
     assert {line["case"]: line["images"] for line in lines[:-1]} == {
         name: len(of_patient[f"site-1 {name}"]) for name in worst
     }
+    assert lines[-1]["trained_on_synthetic"]
     assert lines[-1]["event"] == "finished" and lines[-1]["calibrated"] and lines[-1]["notice"] == NOTICE
 
 
@@ -202,7 +203,7 @@ def test_a_packages_summary_says_its_temperatures(tmp_path):
     del calibration["nodule"]
     (tmp_path / "m" / "summary.json").write_text(json.dumps({"calibration": calibration}))
     assert not Model(tmp_path / "m").temperatures.values  # half of it would mislead
-    (tmp_path / "m" / "summary.json").write_text("[]")
+    (tmp_path / "m" / "summary.json").write_text("1")
     with pytest.raises(RunError, match=r"summary\.json is damaged"):
         Model(tmp_path / "m")
 
