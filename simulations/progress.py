@@ -175,25 +175,30 @@ def choose_progress(as_json: bool) -> JsonProgress | PlainProgress | TerminalPro
 
 def closing(result: Mapping[str, Any]) -> list[str]:
     """The last lines of a run: each arm's test result and who gained."""
-    lines = ["", f"{'on all test patients':<22}{'AUC':>22}{'sensitivity':>14}{'specificity':>14}"]
+    outlined = any("dice" in found["test"] for found in result["arms"].values())
+    heads = f"{'on all test patients':<22}{'AUC':>22}{'sensitivity':>14}{'specificity':>14}"
+    lines = ["", heads + (f"{'Dice':>24}" if outlined else "")]
     for arm, found in result["arms"].items():
         if arm == PERSONALISED:  # on each hospital's own patients: another population
             continue
         name = "alone (mean)" if arm == "local" else arm
         auc, sensitivity, specificity = (found["test"][key] for key in ("auc", "sensitivity", "specificity"))
-        lines.append(f"{name:<22}{interval(auc):>22}{_number(sensitivity):>14}{_number(specificity):>14}")
+        line = f"{name:<22}{interval(auc):>22}{_number(sensitivity):>14}{_number(specificity):>14}"
+        lines.append(line + (f"{interval(found['test']['dice']):>24}" if "dice" in found["test"] else ""))
+    judged = "dice" if result["task"] == "segmentation" else "auc"
     gains = [
         row
         for row in result["differences"]
-        if row["metric"] == "auc"
+        if row["metric"] == judged
         and row["on"] == "all"
         and row["low"] is not None  # else too few draws had both classes
     ]
     for row in gains[:_SHOWN]:
         name = row["b"].removeprefix("local:") + (" alone" if row["b"].startswith("local:") else "")
         verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "cannot tell"
+        metric = "Dice" if judged == "dice" else "AUC"
         lines.append(
-            f"federated - {name:<16} AUC {row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]  {verdict}"
+            f"federated - {name:<16} {metric} {row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]  {verdict}"
         )
     if len(gains) > _SHOWN:
         lines.append(f"… and {len(gains) - _SHOWN} more hospitals: see the report")

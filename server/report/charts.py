@@ -22,6 +22,7 @@ from markupsafe import Markup
 from common.html import clean
 from server.report.calibrated import Calibrated
 from server.report.examined import Span
+from server.report.outlined import Outlined
 from server.report.results import Curve, Interval, RoundEntry, Site
 
 if TYPE_CHECKING:
@@ -178,6 +179,29 @@ def reliability(lines: Mapping[str, tuple[str, Calibrated]], title: str) -> Figu
     return figure
 
 
+def froc(curves: Mapping[str, tuple[str, Outlined]]) -> Figure:
+    """Arm -> its name and curve: lesions found against false ones an image, on a root scale that shows both ends."""
+    figure = _figure(4.3)
+    axes = figure.add_subplot()
+    axes.set_xscale("function", functions=(np.sqrt, np.square))
+    for arm, (label, one) in curves.items():
+        colour = ARM_COLOURS.get(arm, INK)
+        axes.plot(
+            one.false_lesions,
+            one.lesions_found,
+            color=colour,
+            linestyle=ARM_STYLES.get(arm, "-"),
+            marker="o",
+            markersize=3,
+            label=_short(label, 40),
+        )
+    most = max((max(one.false_lesions, default=0.0) for _, one in curves.values()), default=0.0)
+    axes.set(xlim=(0, max(1.0, most) * 1.05), ylim=(-0.01, 1.01), xlabel="False lesions an image")
+    axes.set(ylabel="Lesions found", title="FROC")
+    axes.legend(loc="lower right", borderaxespad=0.8)
+    return figure
+
+
 def net_benefit(lines: Mapping[str, tuple[str, Calibrated]], title: str) -> Figure:
     """Label -> arm and its net benefit by threshold, with that of acting always; cut below, where that one falls."""
     figure = _figure(4.3)
@@ -207,7 +231,12 @@ class History:
     faint: bool = False
 
 
-PANELS = (("val_auc", "Validation AUC"), ("val_loss", "Validation loss"), ("train_loss", "Training loss"))
+PANELS = (
+    ("val_dice", "Validation Dice"),
+    ("val_auc", "Validation AUC"),
+    ("val_loss", "Validation loss"),
+    ("train_loss", "Training loss"),
+)
 
 
 def learning(histories: Sequence[History]) -> Figure:

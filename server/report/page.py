@@ -16,6 +16,7 @@ from server.report import (
     figures,
     listings,
     mistakes,
+    outlines,
     own_models,
     pairs,
     privacy,
@@ -78,6 +79,7 @@ def sections_of(run: Run, drawn: bool = True, prefix: str = "") -> list[Section]
     sections = [
         Section("answers", "Three questions", answers.blocks(run)),
         Section("verdict", "Did federating pay off?", _verdict(run)),
+        Section("outlines", "How well does it outline?", outlines.blocks(run, drawn, prefix)),
         Section("hospitals", "Hospital by hospital", _hospitals(run)),
         Section("own-models", "What each hospital would run", own_models.blocks(run)),
         Section("metrics", "All metrics", _metrics(run)),

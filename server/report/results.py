@@ -17,6 +17,7 @@ from server.report.calibrated import Calibrated
 from server.report.compared import Compared, Readers
 from server.report.examined import AllMistakes, Level, Subgroups, parse_robustness
 from server.report.explanations import Explained
+from server.report.outlined import Outlined
 from server.report.promises import Central, Privacy, parse_central, parse_privacy
 
 FORMAT = 1
@@ -59,6 +60,7 @@ class RoundEntry:
     train_loss: float | None
     val_loss: float | None
     val_auc: float | None
+    val_dice: float | None = None
     lost: bool = False
     """Whether its secure sum was lost: the weights stayed as they were."""
 
@@ -83,6 +85,8 @@ class Scores:
     mistakes: AllMistakes | None = None
     robustness: Mapping[str, tuple[Level, ...]] = field(default_factory=dict)
     """By condition; the three of the kept model only."""
+    outlined: Outlined | None = None
+    """Of a model that outlines, but not of the local arm's mean."""
 
 
 @dataclass(frozen=True)
@@ -311,6 +315,7 @@ def _scores(raw: Mapping[str, Any]) -> Scores:
         rounds=int(raw.get("rounds") or 0),
         kept_round=None if kept is None else int(kept),
         stopped_early=_flag(raw.get("stopped_early") or False),
+        outlined=Outlined.parse(raw["outlines"], raw["outline_threshold"]) if raw.get("outlines") else None,
         calibration={str(name): Calibrated.parse(value) for name, value in (raw.get("calibration") or {}).items()},
         subgroups=Subgroups.parse(raw["subgroups"]) if raw.get("subgroups") else None,
         mistakes=AllMistakes.parse(raw["mistakes"]) if raw.get("mistakes") else None,
@@ -375,6 +380,7 @@ def _entry(raw: Mapping[str, Any]) -> RoundEntry:
         _number(raw.get("train_loss")),
         _number(raw.get("val_loss")),
         _number(raw.get("val_auc")),
+        _number(raw.get("val_dice")),
         lost=bool(raw.get("lost")),
     )
 

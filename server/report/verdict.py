@@ -131,6 +131,11 @@ def explanation(metric: str) -> str:
             "0.5 is guessing, 1 is perfect. “Better” and “worse” are said only where the whole interval lies on one "
             "side of zero."
         )
+    if metric == "dice":
+        return (
+            "Dice is how far the model's outline and the true one are the same: 0 is nothing in common, 1 is pixel for "
+            "pixel. “Better” and “worse” are said only where the whole interval lies on one side of zero."
+        )
     return "“Better” and “worse” are said only where the whole interval lies on one side of zero."
 
 

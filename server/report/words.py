@@ -20,6 +20,8 @@ METRICS = {
     "f1": "F1",
     "dice": "Dice",
     "iou": "IoU",
+    "lesions_found": "Lesions found",
+    "false_lesions": "False lesions an image",
 }
 ARM_NAMES = {
     "federated": "Federated",
@@ -42,6 +44,8 @@ _UNDEFINED = {
     "precision": "undefined: the model called no test image positive",
     "dice": "undefined: no test image has anything to outline",
     "iou": "undefined: no test image has anything to outline",
+    "lesions_found": "undefined: no test image has a lesion, or too few patients have",
+    "false_lesions": "undefined: there is no test image, or too few patients have false lesions",
     "f1": "undefined: no test image has the finding, or none was called positive",
 }
 _TONES: dict[Verdict, Tone] = {"better": "good", "worse": "bad", "cannot tell": "unsure"}
