@@ -14,6 +14,7 @@ from client.describe_secure import masked_words
 from client.judgement import Federation
 from client.policy import POLICY_FILE, Objection, Policy
 from common.errors import ModelError, PolicyError
+from common.metrics.outlines import GRID
 from common.study import MODELS, Study
 
 _WIDTH = 100
@@ -22,7 +23,7 @@ _QUESTIONS = {
     "binary": "tells {1} from {0}",
     "multiclass": "puts each image into one of {count} classes: {all}",
     "multilabel": "says for each of these whether an image shows it: {all}",
-    "segmentation": "outlines in each image: {all}",
+    "segmentation": "outlines in each image: {last}",
 }
 
 
@@ -111,7 +112,11 @@ def _purpose(study: Study) -> Iterator[tuple[str, str]]:
 
 def _question(study: Study) -> str:
     names = study.class_names
-    words = _QUESTIONS[study.task].format(*names, count=len(names), all=", ".join(names))
+    words = _QUESTIONS[study.task].format(*names, count=len(names), all=", ".join(names), last=names[-1])
+    if study.outlines and study.task != "segmentation":
+        words += (
+            ", from what it first outlines; it learns that from the masks of this site's images, where they have one"
+        )
     return f"A model is trained that {words}."
 
 
@@ -191,6 +196,7 @@ def _leaves(study: Study) -> str:
     told = (
         f"Of the tests, {often}: counts of images and patients by class and by the model's score, sums of losses, and "
         f"sums over patients from which intervals are made. {cells}{compared_words(study)}{examined_words(study)}"
+        f"sums over patients from which intervals are made. {_outlines(study)}{cells}{compared_words(study)}"
     )
     if study.counts_kept:
         return leaves_of_private(study, _trained(study)) + ("" if study.metrics_suppressed else told)
@@ -200,6 +206,18 @@ def _leaves(study: Study) -> str:
     if study.federation.secure_aggregation is not None:
         fit = f"{_trained(study)}, {counted}: all of it masked"
     return f"How many labelled images there are per split. {_surveyed(study)}From each round {fit}. {told}"
+
+
+def _outlines(study: Study) -> str:
+    """What leaves of how a model outlines."""
+    if not study.outlines:
+        return ""
+    curve = "" if study.evaluation.min_cell > 1 else ", and how many at each of the others"
+    return (
+        f"At each of {len(GRID)} thresholds sums of how the model's outlines overlap with the masks. Of the last test, "
+        f"at one threshold, how many lesions were found, by size and by sixth of the image, and how many drawn in "
+        f"vain{curve}; never where a lesion lies. "
+    )
 
 
 def _trained(study: Study) -> str:

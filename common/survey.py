@@ -37,7 +37,8 @@ def images_told(study: Study, rows: Mapping[str, Rows], least: int) -> dict[str,
     """Labelled images per split, as they may leave: none of a split of fewer than ``least`` patients.
 
     Of the training split all, as a fit tells that too. Of the others those of classes with ``least`` patients, for the
-    statistics of a test leave out the same, and the difference would be the small class.
+    statistics of a test leave out the same, and the difference would be the small class. In segmentation, where masks
+    and not labels make the groups, no more than whether there are any.
     """
     told = {}
     for split in SPLITS:
@@ -48,7 +49,8 @@ def images_told(study: Study, rows: Mapping[str, Rows], least: int) -> dict[str,
                 of_class = targets[:, column] == 1
                 if len(np.unique(patients[of_class])) < least:
                     kept &= ~of_class
-        told[split] = int(kept.sum()) if len(np.unique(patients[kept])) >= least else 0
+        images = int(kept.sum()) if len(np.unique(patients[kept])) >= least else 0
+        told[split] = min(images, 1) if study.task == "segmentation" and split != "train" and least > 1 else images
     return told
 
 

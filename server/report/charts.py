@@ -180,23 +180,28 @@ def reliability(lines: Mapping[str, tuple[str, Calibrated]], title: str) -> Figu
 
 
 def froc(curves: Mapping[str, tuple[str, Outlined]]) -> Figure:
-    """Arm -> its name and curve: lesions found against false ones an image, on a root scale that shows both ends."""
+    """Arm -> its name and curve: lesions found against false ones an image, on a root scale that shows both ends.
+
+    Thresholds fall along it to where most are found: below, pieces run together and fewer are.
+    """
     figure = _figure(4.3)
     axes = figure.add_subplot()
     axes.set_xscale("function", functions=(np.sqrt, np.square))
+    most = 1.0
     for arm, (label, one) in curves.items():
         colour = ARM_COLOURS.get(arm, INK)
+        end = int(np.argmax(one.lesions_found)) + 1
+        most = max(most, *one.false_lesions[:end])
         axes.plot(
-            one.false_lesions,
-            one.lesions_found,
+            one.false_lesions[:end],
+            one.lesions_found[:end],
             color=colour,
             linestyle=ARM_STYLES.get(arm, "-"),
             marker="o",
             markersize=3,
             label=_short(label, 40),
         )
-    most = max((max(one.false_lesions, default=0.0) for _, one in curves.values()), default=0.0)
-    axes.set(xlim=(0, max(1.0, most) * 1.05), ylim=(-0.01, 1.01), xlabel="False lesions an image")
+    axes.set(xlim=(0, most * 1.05), ylim=(-0.01, 1.01), xlabel="False lesions an image")
     axes.set(ylabel="Lesions found", title="FROC")
     axes.legend(loc="lower right", borderaxespad=0.8)
     return figure

@@ -24,7 +24,8 @@ def blocks(run: Run, drawn: bool, prefix: str) -> list[Block]:
     if any(arm.own for arm in run.arms.values()):
         found.append(_hospitals(run))
     lesions = [_groups("By size", known, "by_size"), _groups("By place in the image", known, "by_place")]
-    figures = [_froc(run, known, prefix)] if drawn and any(one.false_lesions for one in known.values()) else []
+    curves = {name: one for name, one in known.items() if one.lesions_found}
+    figures = [_froc(run, curves, prefix)] if drawn and curves else []
     found += [Row([*figures, lesions[0]]), lesions[1], Paragraph(_terms(run), "muted")]
     return found
 
@@ -130,8 +131,7 @@ def _froc(run: Run, known: Mapping[str, Outlined], prefix: str) -> Figure:
     return Figure(
         charts.svg(figure, f"{prefix}froc"),
         f"Free-response ROC curve. {points}",
-        "Lesions found against false lesions, over thresholds from high to low. Low ones let pieces run together: "
-        "a curve may turn back.",
+        "Lesions found against false lesions, over thresholds from high down to where most are found.",
     )
 
 

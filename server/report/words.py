@@ -59,7 +59,7 @@ def metric_name(metric: str) -> str:
 def in_sentence(metric: str) -> str:
     """The metric's name inside a sentence: ``AUC``, ``balanced accuracy``."""
     name = metric_name(metric)
-    return name if name.isupper() or name == "F1" else name[:1].lower() + name[1:]
+    return name if name.isupper() or name in ("F1", "Dice", "IoU") else name[:1].lower() + name[1:]
 
 
 def arm_name(arm: str) -> str:
