@@ -185,7 +185,7 @@ def closing(result: Mapping[str, Any]) -> list[str]:
         auc, sensitivity, specificity = (found["test"][key] for key in ("auc", "sensitivity", "specificity"))
         line = f"{name:<22}{interval(auc):>22}{_number(sensitivity):>14}{_number(specificity):>14}"
         lines.append(line + (f"{interval(found['test']['dice']):>24}" if "dice" in found["test"] else ""))
-    judged = "dice" if result["task"] == "segmentation" else "auc"
+    judged = "dice" if result.get("task") == "segmentation" else "auc"
     gains = [
         row
         for row in result["differences"]

@@ -135,6 +135,6 @@ def test_a_hospital_reads_what_leaves_of_outlines() -> None:
     assert "and how many at each of the others" in plain
     two = " ".join(describe(Study.parse(json.dumps(TWO)), OURS, policy).split())
     assert "tells pneumonia from normal, from what it first outlines" in two
-    strict = Policy.decode(TEMPLATE.replace(", outlines]", "]").encode())
+    strict = Policy.decode(TEMPLATE.replace(", outlines", "").encode())
     objections = [str(found.text) for found in strict.objections(Study.parse(json.dumps(TWO)))]
     assert any("asks for outlines" in text for text in objections)
