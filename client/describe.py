@@ -195,8 +195,8 @@ def _leaves(study: Study) -> str:
     )
     told = (
         f"Of the tests, {often}: counts of images and patients by class and by the model's score, sums of losses, and "
-        f"sums over patients from which intervals are made. {cells}{compared_words(study)}{examined_words(study)}"
         f"sums over patients from which intervals are made. {_outlines(study)}{cells}{compared_words(study)}"
+        f"{examined_words(study)}"
     )
     if study.counts_kept:
         return leaves_of_private(study, _trained(study)) + ("" if study.metrics_suppressed else told)
