@@ -7,6 +7,8 @@ What leaves is a typed reply or a code; the words stay in this machine's log.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import threading
 import time
@@ -379,20 +381,32 @@ def identity_of(request: _Work) -> Identity:
     if isinstance(request, protocol.SurveyRequest):
         return Identity(task.study.hash, task.arm, task.repeat, protocol.SURVEY, 0, "")
     if isinstance(request, protocol.TrainRequest):
-        kind, arrays = protocol.TRAIN, digest(request.weights)
+        kind, arrays = protocol.TRAIN, _digest_of_fit(request)
     elif isinstance(request, protocol.MomentsRequest):
         kind = f"{protocol.MOMENTS} {request.about}"
-        arrays = digest(request.weights) + digest(request.reference) + _digest_of(request.beside)
+        arrays = digest(request.weights) + digest(request.reference) + _digest_asked(request)
     else:
         kind = f"{protocol.EVALUATE} {request.about}"
-        arrays = digest(request.weights) + _digest_of(request.beside)
+        arrays = digest(request.weights) + _digest_asked(request)
     if task.basis is not None:
         arrays += task.basis.digest
     return Identity(task.study.hash, task.arm, task.repeat, kind, task.round, arrays)
 
 
-def _digest_of(beside: protocol.Beside | None) -> str:
-    return "" if beside is None else digest(beside.weights or {}) + digest(beside.given)
+def _digest_of_fit(request: protocol.TrainRequest) -> str:
+    """Of all that a fit begins with: 64 characters. Other control variates make another fit of the same weights."""
+    weights, variates = digest(request.weights), request.variates
+    if not variates.counted:
+        return weights
+    parts = [weights, digest(variates.all_sites), json.dumps(dict(variates.counted), sort_keys=True)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _digest_asked(request: protocol.EvaluateRequest | protocol.MomentsRequest) -> str:
+    """Of what is asked of the weights: with what they are compared, and whose own model they are made."""
+    beside, round_ = request.beside, request.personal
+    compared = "" if beside is None else digest(beside.weights or {}) + digest(beside.given)
+    return compared + ("" if round_ is None else hashlib.sha256(f"own {round_}".encode()).hexdigest())
 
 
 def run(home: Home, *, stop: threading.Event, pace: Pace | None = None) -> None:

@@ -197,7 +197,11 @@ class EvaluateRequest:
 
     @property
     def about(self) -> str:
-        """The split, and what is asked of it: ``test``, ``test by sex``, ``test under blur 2``, ``val own 3``."""
+        """The split, and what is asked of it: ``test``, ``test by sex``, ``test under blur 2``, ``val own``.
+
+        The same for the own models of all rounds: as kinds of their own, each could be asked for as often as a site
+        answers one kind (``client.replies.MOST_EVALUATIONS``).
+        """
         return _about(self.split, self.by, self.condition, self.personal) + _against(self.beside)
 
 
@@ -602,7 +606,7 @@ def _against(beside: Beside | None) -> str:
 
 def _about(split: str, by: str, condition: str, personal: int | None) -> str:
     text = f"{split} by {by}" if by else f"{split} under {condition}" if condition else split
-    return text if personal is None else f"{text} own {personal}"
+    return text if personal is None else f"{text} own"
 
 
 def _basis(head: Mapping[str, Any], study: Study) -> Basis | None:

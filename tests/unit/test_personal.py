@@ -15,7 +15,7 @@ import torch
 from flwr.app import Message
 from numpy.typing import NDArray
 
-from client.agent import Agent
+from client.agent import Agent, identity_of
 from client.app import Resident
 from client.describe import _leaves as leaves
 from client.describe_personal import personal_words
@@ -384,7 +384,7 @@ def test_what_is_ones_own_is_asked_for_by_an_optional_field() -> None:
     plain = protocol.EvaluateRequest(protocol.Task(DITTO), "val", weights)
     assert "personal" not in protocol.seal(plain).content["head"]
     asked = opened(protocol.EvaluateRequest(protocol.Task(DITTO), "val", weights, personal=2))
-    assert isinstance(asked, protocol.EvaluateRequest) and (asked.personal, asked.about) == (2, "val own 2")
+    assert isinstance(asked, protocol.EvaluateRequest) and (asked.personal, asked.about) == (2, "val own")
     for study in (fed.study(), SCAFFOLD):
         with pytest.raises(ProtocolError, match="its study has none"):
             opened(protocol.EvaluateRequest(protocol.Task(study), "val", weights, personal=1))
@@ -532,3 +532,27 @@ def test_a_federation_tells_of_own_models_what_a_simulation_does(grid: InProcess
     assert len({json.dumps(facts["thresholds"]) for facts in arm["sites"].values()}) > 1
     accuracies = [facts["test"]["accuracy"]["value"] for facts in arm["sites"].values()]
     assert arm["test"]["accuracy"]["value"] == pytest.approx(sum(accuracies) / 3)
+
+
+def test_own_models_of_all_rounds_are_one_kind_of_request() -> None:
+    """A site answers so many of a kind in a round: with a kind for each own model a coordinator had that many more."""
+    task, weights = protocol.Task(DITTO, round=1), first_weights(DITTO)
+    asked = [protocol.EvaluateRequest(task, "test", weights, personal=number) for number in (0, 1, 2)]
+    identities = {identity_of(request) for request in asked}
+    assert len(identities) == len(asked)
+    assert {identity.kind for identity in identities} == {"evaluate.scores test own"}
+
+
+def test_other_variates_are_another_fit() -> None:
+    """A round is trained once: from the same weights, but bent by other variates, it would be trained again."""
+    task, weights = protocol.Task(SCAFFOLD, round=2), first_weights(SCAFFOLD)
+    zeros = {"w": np.zeros(2, np.float32)}
+    variates = [
+        protocol.Variates(),
+        protocol.Variates(zeros, {"site-1": 1}),
+        protocol.Variates({"w": np.ones(2, np.float32)}, {"site-1": 1}),
+        protocol.Variates(zeros, {"site-2": 1}),
+    ]
+    identities = {identity_of(protocol.TrainRequest(task, weights, variates=one)) for one in variates}
+    assert len(identities) == len(variates)
+    assert {len(identity.digest) for identity in identities} == {64}
