@@ -17,6 +17,7 @@ from common import strict_yaml
 from common.errors import StudyError
 from common.labels import targets
 from common.study import MODELS, STRATEGIES, Study
+from common.study_outlines import SEGMENTERS
 
 WORDS = st.text(
     st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp", "Zs"], exclude_characters="|"), min_size=1, max_size=12
@@ -31,6 +32,7 @@ SCALARS = st.one_of(
 )
 
 
+CLASSIFIERS = [name for name in MODELS if name not in SEGMENTERS]
 NAMED = {"params": st.dictionaries(KEYS, SCALARS, max_size=4)}
 """What a model and a strategy have in common, apart from their name."""
 PARTS = {
@@ -38,7 +40,7 @@ PARTS = {
     "seed": st.integers(0, (1 << 53) - 1),
     "image": st.fixed_dictionaries({"size": st.integers(8, 1024), "channels": st.sampled_from([1, 3])}),
     "augment": st.fixed_dictionaries({}, optional={"rotate_deg": st.floats(0, 180), "flip_horizontal": st.booleans()}),
-    "model": st.fixed_dictionaries({"name": st.sampled_from(MODELS), **NAMED}),
+    "model": st.fixed_dictionaries({"name": st.sampled_from(CLASSIFIERS), **NAMED}),
     "training": st.fixed_dictionaries(
         {"batch_size": st.integers(1, 512), "optimiser": st.fixed_dictionaries({"lr": FLOATS})},
         optional={"local_steps": st.integers(1, 10**9), "schedule": st.just({"kind": "cosine", "unit": "round"})},

@@ -150,9 +150,10 @@ def test_an_error_before_the_site_is_known_names_no_site(
 def test_an_error_while_the_answer_is_encoded_leaves_as_a_code_too(
     home: Path, resident: Resident, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client.app, "state_of", lambda model, copy: {SECRET: np.zeros(3, np.float64)})
+    monkeypatch.setattr(client.app, "changing_names", lambda model: (SECRET,))
+    monkeypatch.setattr(client.app.OwnPart, "end", lambda part: {SECRET: np.zeros(3, np.float64)})
     assert ask(home, resident, train_request()) == protocol.Refusal("site-1", "model-invalid")
-    monkeypatch.setattr(client.app, "state_of", lambda model, copy: {SECRET: None})
+    monkeypatch.setattr(client.app.OwnPart, "end", lambda part: {SECRET: None})
     assert ask(home, resident, train_request()) == protocol.Refusal("site-1", "internal-error")
 
 
