@@ -20,6 +20,7 @@ from client.explaining.heatmaps import METHODS, HeatMaps, Method
 from client.explaining.pictures import picture
 from client.home import Home
 from common.basis import Basis
+from common.csv_text import cell_text
 from common.errors import DataError, PackageError, StoreError, StudyError, one_line
 from common.metrics.faithfulness import Faithfulness
 from common.models import build
@@ -141,10 +142,11 @@ def _create(path: Path, content: bytes) -> None:
 
 
 def _table(rows: Sequence[tuple[str, int, str, str]]) -> bytes:
+    """The index as CSV. Names of classes are the coordinator's words."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("file", "vault_row", "class", "score"))
-    writer.writerows(rows)
+    writer.writerows([cell_text(cell) for cell in row] for row in rows)
     return text.getvalue().encode()
 
 

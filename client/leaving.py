@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from common import protocol
 from common.metrics.paired.wire import compares_models, compares_readers
+from common.metrics.passes import tells_outlines
 from common.secure_messages import MaskedReply
 from common.study import Study
 
@@ -38,4 +39,8 @@ def kinds(study: Study, reply: protocol.Reply) -> list[str]:
 def _counted(reply: protocol.StatisticsReply) -> list[str]:
     if compares_readers(reply.statistics):
         return ["counts of readers' labels"]
-    return ["counts of scores", *(["joint counts of two models"] if compares_models(reply.statistics) else [])]
+    return [
+        "counts of scores",
+        *(["joint counts of two models"] if compares_models(reply.statistics) else []),
+        *(["sums of outlines"] if tells_outlines(reply.statistics) else []),
+    ]

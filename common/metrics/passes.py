@@ -108,6 +108,11 @@ class SecondPass:
         return cls(Moments.from_arrays(rest, layout), Lesions.from_arrays(lesions))
 
 
+def tells_outlines(arrays: Arrays) -> bool:
+    """Whether statistics that leave a site are of outlines or their lesions too."""
+    return any(key.startswith((_OUTLINES, _LESIONS)) for key in arrays)
+
+
 def _named(prefix: str, arrays: Arrays) -> dict[str, NDArray[np.generic]]:
     return {f"{prefix}{key}": value for key, value in arrays.items()}
 

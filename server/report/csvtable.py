@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
-from common.html import clean
+from common.csv_text import cell_text
 from common.study_personal import PERSONALISED
 from server.report.results import Interval, Metrics, Run
 
@@ -54,11 +54,3 @@ def _metrics(
 ) -> Iterator[tuple[str, str, str, str, str, Interval]]:
     for metric, interval in metrics.items():
         yield arm, trained, tested, label, metric, interval
-
-
-def cell_text(value: object) -> object:
-    """A spreadsheet runs a cell that begins like a formula (CWE-1236): text that does is quoted."""
-    if not isinstance(value, str):
-        return value
-    text = clean(value)
-    return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\n"} else text

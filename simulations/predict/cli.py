@@ -13,7 +13,7 @@ import torch
 
 from client.app import Resident
 from client.cli import ask_passphrase
-from common.errors import DataError, RunError
+from common.errors import DataError, RunError, one_line
 from common.files import write_atomically
 from simulations.predict.cases import Cases, FolderCases, VaultCases
 from simulations.predict.model import Model
@@ -41,7 +41,7 @@ def predict(
     with _cases(model, images, site, workers or os.cpu_count() or 1) as cases:
         found = make(model, urgency, cases)
         if not found.cases:
-            first = f": {found.unreadable[0].case}: {found.unreadable[0].reason}" if found.unreadable else ""
+            first = f": {one_line(found.unreadable[0].case)}: {found.unreadable[0].reason}" if found.unreadable else ""
             raise DataError(f"none of {len(found.unreadable)} files could be scored{first}")
         about = _about(model, urgency, found, cases)
     text = table(found, urgency.study)
@@ -105,7 +105,7 @@ def _tell(found: Worklist, about: dict[str, object], out: Path | None) -> None:
     if not about["calibrated"]:
         say("the model has no temperature: its scores order cases and are no calibrated probabilities")
     for one in found.unreadable[:_MOST_SHOWN]:
-        say(f"not scored: {one.case}: {one.reason}")
+        say(f"not scored: {one_line(one.case)}: {one.reason}")
     if len(found.unreadable) > _MOST_SHOWN:
         say(f"… and {len(found.unreadable) - _MOST_SHOWN} more: they stand at the worklist's end")
     device = about["device"] if about["device"] != "cpu" else f"CPU, {about['threads']} threads"

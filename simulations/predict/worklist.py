@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from common.csv_text import cell_text
 from common.errors import StudyError
+from common.html import clean
 from common.study import Study
-from server.report.csvtable import cell_text
 from simulations.predict.cases import Image, Unreadable
 from simulations.predict.model import Floats, Model
 
@@ -128,12 +129,12 @@ def _add(growing: dict[str, _Growing], model: Model, urgency: Urgency, images: S
 
 
 def rows(found: Worklist) -> Iterator[dict[str, Any]]:
-    """One JSON object a line of the worklist, in its order."""
+    """One JSON object a line of the worklist, in its order; of a file's name what can be shown."""
     for rank, case in enumerate(found.cases, start=1):
         yield {
             "event": "case",
             "rank": rank,
-            "case": case.case,
+            "case": clean(case.case),
             "probability": case.probability,
             "decision": case.decision,
             "scores": case.scores,
@@ -141,7 +142,7 @@ def rows(found: Worklist) -> Iterator[dict[str, Any]]:
             "image": case.image,
         }
     for one in found.unreadable:
-        yield {"event": "unreadable", "case": one.case, "reason": one.reason}
+        yield {"event": "unreadable", "case": clean(one.case), "reason": one.reason}
 
 
 def table(found: Worklist, study: Study) -> str:

@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
+from common.csv_text import cell_text
 from common.files import write_atomically
 from common.html import clean
 from common.study import Study
-from server.report.csvtable import cell_text
 from simulations.search.results import Judged, json_of, ranked
 from simulations.search.space import SearchSpec
 

@@ -14,10 +14,12 @@ from sklearn.metrics import f1_score, jaccard_score
 from torch import Tensor, nn
 
 from client.evaluation import first_pass, predict
+from client.leaving import kinds
 from client.objective import Truth, objective_of, outline_losses
 from client.private import PrivateFit
 from client.training import FitSeed, LocalFit
 from client.vault.view import View
+from common import protocol
 from common.errors import ProtocolError, StudyError
 from common.metrics import GRID, FirstPass, Outlines, Overlaps, choose_outline
 from common.models import build
@@ -186,6 +188,13 @@ def test_a_study_without_masks_sends_no_outlines() -> None:
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def test_that_sums_of_outlines_leave_is_on_record() -> None:
+    """The audit log names what leaves: outlines are more than the counts that every study tells."""
+    for key in ("outline_both", "lesion_found_above"):
+        reply = protocol.StatisticsReply("site-1", 1, {key: np.zeros(1)}, 0.1)
+        assert kinds(study(), reply) == ["counts of scores", "sums of outlines", "seconds"]
 
 
 def test_an_image_scores_where_its_outline_is_as_large_as_a_lesion() -> None:
