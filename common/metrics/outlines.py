@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError, ProtocolError
+from common.metrics import cells
 from common.metrics.clustered import Ratio
 from common.metrics.intervals import Interval
 from common.metrics.layout import Arrays, Floats, Ints, divide, expect, integers
@@ -114,7 +115,9 @@ class Outlines:
         """A site's sums. ``patients`` ``(N,)`` of the whole split.
 
         Images with and without the finding are two groups of patients: of 1 to ``min_cell`` - 1 patients a group is
-        left out of all sums, as in :class:`~common.metrics.counts.Counts`.
+        left out of all sums, as in :class:`~common.metrics.counts.Counts`. So is, at a threshold, what the model
+        outlines in so few of a group: alone in a sum, it would be their own. Their pixels count as not outlined there,
+        and the means of Dice and IoU are withheld.
         """
         if min_cell < 1:
             raise DataError(f"min_cell must be at least 1, got {min_cell}")
@@ -125,11 +128,15 @@ class Outlines:
                 kept &= ~group
         chosen = having & kept
         ones = np.ones((int(chosen.sum()), _T))
+        told = ~_few(overlaps.both[chosen], patient[chosen], min_cell)
+        predicted = np.zeros(_T, dtype=np.int64)
+        for group in (chosen, ~having & kept):
+            predicted += _enough(overlaps.predicted[group], patient[group], min_cell)
         return cls(
-            dice=Ratio.of(overlaps.dice[chosen], ones, patient[chosen]),
-            iou=Ratio.of(overlaps.iou[chosen], ones, patient[chosen]),
-            predicted=overlaps.predicted[kept].sum(axis=0),
-            both=overlaps.both[kept].sum(axis=0),
+            dice=Ratio.of(overlaps.dice[chosen], ones, patient[chosen]).only(told),
+            iou=Ratio.of(overlaps.iou[chosen], ones, patient[chosen]).only(told),
+            predicted=predicted,
+            both=_enough(overlaps.both[chosen], patient[chosen], min_cell),
             truth=int(overlaps.truth[kept].sum()),
             images=np.array([(~having & kept).sum(), chosen.sum()], dtype=np.int64),
         )
@@ -177,8 +184,10 @@ class Outlines:
         truth = int(integers(arrays, "truth", (1,), _PIXELS)[0])
         images = integers(arrays, "images", (2,)).copy()
         holds = [
-            bool((dice.denominator == images[1]).all()),
-            bool((iou.denominator == images[1]).all()),
+            *(
+                bool(((ratio.denominator == images[1]) | ((ratio.patients == 0) & (ratio.withheld > 0))).all())
+                for ratio in (dice, iou)
+            ),
             bool((both <= np.minimum(predicted, truth)).all()),
             bool((np.diff(predicted) <= 0).all() and (np.diff(both) <= 0).all()),  # what a higher threshold outlines
             (truth > 0) == (images[1] > 0),
@@ -187,6 +196,18 @@ class Outlines:
         if not all(holds):
             raise ProtocolError("a statistics message contradicts itself: its outlines are not of its images")
         return cls(dice, iou, predicted, both, truth, images)
+
+
+def _few(pixels: Ints, patient: NDArray[np.generic], k: int) -> NDArray[np.bool_]:
+    """``(T,)``: where 1 to ``k`` - 1 patients have any of ``pixels`` ``(M, T)``."""
+    names, number = np.unique(patient, return_inverse=True)
+    there = cells.presence(number.reshape(-1), len(names), pixels > 0).sum(axis=0)
+    return np.asarray((there > 0) & (there < k))
+
+
+def _enough(pixels: Ints, patient: NDArray[np.generic], k: int) -> Ints:
+    """``(T,)`` sums of ``pixels``; 0 where they are of few. A higher threshold outlines less: from there on it is 0."""
+    return np.where(_few(pixels, patient, k), 0, pixels.sum(axis=0))
 
 
 def choose_outline(outlines: Outlines) -> int:

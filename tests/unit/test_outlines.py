@@ -143,6 +143,25 @@ def test_sites_add_up_to_what_all_would_count(owner: list[int], seed: int, least
         np.testing.assert_array_equal(merged[name], value, err_msg=name)
 
 
+@pytest.mark.parametrize("few", [1, 4])
+def test_what_is_outlined_in_few_is_in_no_sum(few: int) -> None:
+    """A coordinator's weights may outline one patient alone at .99: sums would be her Dice and her lesion's pixels."""
+    masks = np.zeros((20, 4, 4), dtype=np.uint8)
+    masks[:10, :2] = 1
+    probabilities = np.full(masks.shape, 0.3)
+    probabilities[:few][masks[:few] > 0] = 0.995
+    probabilities[10 : 10 + few, 0] = 0.97
+    overlaps = Overlaps.of(probabilities, masks, np.arange(20))
+    found = Outlines.of(overlaps, np.arange(20), 5)
+    open_ = np.array(GRID) <= 0.3
+    for pixels in (found.predicted, found.both, found.dice.above, found.iou.above, found.dice.squares):
+        assert (pixels[..., open_] > 0).all() and not pixels[..., ~open_].any()
+    assert (found.dice.withheld == ~open_).all()
+    sent = Outlines.from_arrays(found.to_arrays())
+    assert GRID[choose_outline(sent)] == 0.3
+    assert Outlines.of(overlaps, np.arange(20), few).both[-1] == few * 8
+
+
 def test_a_threshold_is_the_best_on_validation() -> None:
     masks = np.zeros((3, 4, 4), dtype=np.uint8)
     masks[:, :2] = 1
