@@ -70,8 +70,8 @@ def test_python_gives_what_the_command_wrote(
     study = tmp_path / "tiny.yaml"
     study.write_text(STUDY.canonical().decode())
     cli.simulate(
-        study, data=None, out=tmp_path / "second", resume=None, arms=None, repeats=None, folds=None, rounds=None, seed=None,
-        engine=None, workers=None, threads=None, device="cpu", as_json=True,
+        study, data=None, out=tmp_path / "second", resume=None, arms=None, repeats=None, folds=None, rounds=None,
+        seed=None, engine=None, workers=None, threads=None, device="cpu", as_json=True,
     )  # fmt: skip
     again = simulations.Simulation.open(tmp_path / "second")
     assert (again.path / "model.safetensors").read_bytes() == (run.path / "model.safetensors").read_bytes()
