@@ -4,7 +4,7 @@
   gradient over it. As coarse as these maps are; of a series the mean over its pictures.
 - ``hirescam`` (Draelos and Carin 2020, arXiv:2011.08891): the same weighed place by place. Where only a mean over the
   maps goes on, as in ResNets, it is Grad-CAM; where each place has weights of its own, as in ``cnn``, a mean gradient
-  says little of any place, and this is the one to take.
+  says little of any place. That a place spoke for a class does not mean that it shows it.
 - ``integrated-gradients`` (Sundararajan et al. 2017, arXiv:1703.01365): gradients along the way from black to the
   image; the part that speaks for the class, summed over channels. Sharp, noisy, and of any model.
 - ``rollout`` (Abnar and Zuidema 2020, arXiv:2005.00928): what a transformer's class token takes from each patch through
@@ -38,7 +38,7 @@ LAYERS = {
     "densenet121": "features",
 }
 """Where a model's last feature maps come out."""
-_PLACED = ("cnn", "cnn_rnn")
+_PLACED = {"cnn", "cnn_rnn"}
 """Models that weigh each place of these maps by itself."""
 _STEPS = 32
 """Points on the way from black to the image."""
@@ -46,12 +46,10 @@ _TOGETHER = 64
 
 
 def default_method(study: Study) -> Method:
-    """Rollout for transformers, a map of the last feature maps where these are known, else integrated gradients."""
+    """Rollout for transformers, Grad-CAM where a mean over the last feature maps goes on, else integrated gradients."""
     if study.model.name == "vit":
         return "rollout"
-    if study.model.name in _PLACED:
-        return "hirescam"
-    return "grad-cam" if study.model.name in LAYERS else "integrated-gradients"
+    return "grad-cam" if study.model.name in LAYERS.keys() - _PLACED else "integrated-gradients"
 
 
 class HeatMaps:

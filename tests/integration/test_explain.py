@@ -51,11 +51,12 @@ def explained(run: Path, **options: Any) -> dict[str, Any]:
 
 def test_maps_of_what_was_learnt_point_at_findings_and_their_removal_costs_the_score(trained: Path) -> None:
     found = explained(trained)
-    assert found["method"] == "hirescam"
+    assert found["method"] == "integrated-gradients"
     assert found["all"]["pointed_gain"]["low"] > 0.0
     assert found["all"]["mass_gain"]["low"] > 0.0
     assert found["all"]["deletion_gain"]["low"] > 0.0
-    assert found["all"]["fresh"]["high"] < 0.5, "maps depend on the weights (Adebayo et al. 2018)"
+    # Integrated gradients multiply by the image, which maps of any weights share: some likeness always stays.
+    assert found["all"]["fresh"]["high"] < 0.6, "maps depend on the weights (Adebayo et al. 2018)"
     for name in ("pointed", "deletion"):
         parts = [site[name] for site in found["sites"].values()]
         assert found["all"][name]["patients"] == sum(part["patients"] for part in parts)

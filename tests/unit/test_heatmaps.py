@@ -170,7 +170,7 @@ def test_outlines_need_no_heat_map() -> None:
 
 def test_each_method_is_some_model_s_or_can_be_asked_for() -> None:
     assert {default_method(study(name)) for name in CLASSIFIERS} <= set(METHODS)
-    assert default_method(study()) == "hirescam" and default_method(study("vit")) == "rollout"
+    assert default_method(study()) == "integrated-gradients" and default_method(study("vit")) == "rollout"
     assert default_method(study("resnet18")) == "grad-cam"
 
 

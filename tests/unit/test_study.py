@@ -22,7 +22,7 @@ from common.frozen import FrozenDict
 from common.study import MODELS, SEGMENTERS, STRATEGIES, DataSpec, Study, schema
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-EXAMPLES = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "policy.yaml")
+EXAMPLES = sorted(path for path in CONFIGS.glob("*.yaml") if path.name not in {"policy.yaml", "search.yaml"})
 SMALLEST = "name: smallest\ntask: binary\nclasses: [normal, pneumonia]\n"
 
 
