@@ -15,6 +15,11 @@ def examined_words(study: Study) -> str:
                 f"where it has {asked.min_cell} patients or more, and so that what is left out does not follow from "
                 "the rest; a value that nobody or too few have is not named."
             )
+            if len(asked.by) > 1:
+                text += (
+                    " Each is hidden by itself: where values of two of them are of nearly the same patients, their "
+                    "counts, subtracted, tell of the few who have only one of them."
+                )
         else:
             text += "however few patients have it: the value is named, and their counts can be their scores."
     if asked.robustness:

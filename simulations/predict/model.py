@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -98,4 +99,8 @@ def _temperatures(facts: Mapping[str, Any], card: Card) -> Temperatures:
     """One for each score column, or none at all: probabilities that are calibrated for some classes mislead."""
     found = facts.get("calibration", {})
     values = [found.get(name, {}).get("scaled", {}).get("temperature") for name in card.study.scored_classes]
-    return Temperatures([float(value) for value in values]) if values and None not in values else Temperatures()
+    if not values or None in values:
+        return Temperatures()
+    if not all(isinstance(value, float | int) and 0.0 < value < math.inf for value in values):
+        raise RunError("the model's folder names a temperature that is none; restore it from a copy")
+    return Temperatures([float(value) for value in values])

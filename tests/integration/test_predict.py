@@ -200,6 +200,11 @@ def test_a_packages_summary_says_its_temperatures(tmp_path):
     scores = calibrated.scores([one.pixels for one in given])
     wanted = [Scale(scores[:, n], np.ones(4), np.ones(4)).at(by).score for n, by in ((0, 2.0), (1, 0.5))]
     assert Urgency(calibrated).of(scores) == pytest.approx(np.maximum(*wanted), abs=1e-9)
+    for nonsense in (0, -1.0, "2", float("inf")):
+        calibration["nodule"]["scaled"]["temperature"] = nonsense
+        (tmp_path / "m" / "summary.json").write_text(json.dumps({"calibration": calibration}))
+        with pytest.raises(RunError, match="a temperature that is none"):
+            Model(tmp_path / "m")
     del calibration["nodule"]
     (tmp_path / "m" / "summary.json").write_text(json.dumps({"calibration": calibration}))
     assert not Model(tmp_path / "m").temperatures.values  # half of it would mislead

@@ -242,6 +242,7 @@ def test_a_policy_must_name_subgroups_and_people_are_told() -> None:
     assert "by sex, age, finding" in words
     assert "10 patients or more" in words
     assert "5 more passes" in words
+    assert "of nearly the same patients" in words
     assert examined_words(fed.study()) == ""
 
 
