@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from common.html import clean
 from server.report.calibrated import Calibrated
@@ -186,7 +187,7 @@ def froc(curves: Mapping[str, tuple[str, Outlined]]) -> Figure:
     """
     figure = _figure(4.3)
     axes = figure.add_subplot()
-    axes.set_xscale("function", functions=(np.sqrt, np.square))
+    axes.set_xscale("function", functions=(_root, np.square))
     most = 1.0
     for arm, (label, one) in curves.items():
         colour = ARM_COLOURS.get(arm, INK)
@@ -205,6 +206,11 @@ def froc(curves: Mapping[str, tuple[str, Outlined]]) -> Figure:
     axes.set(ylabel="Lesions found", title="FROC")
     axes.legend(loc="lower right", borderaxespad=0.8)
     return figure
+
+
+def _root(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Square root; of margins below 0, which an axis looks at before it is told its limits, 0."""
+    return np.asarray(np.sqrt(np.maximum(values, 0.0)))
 
 
 def net_benefit(lines: Mapping[str, tuple[str, Calibrated]], title: str) -> Figure:

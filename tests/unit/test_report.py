@@ -9,13 +9,14 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from common.errors import RunError
 from common.html import Banner, Cell, Column, Page, Paragraph, Section, Table, clean, render
-from server.report import write_metrics_csv, write_report
+from server.report import charts, write_metrics_csv, write_report
 from server.report.results import Interval, parse
 from server.report.several import grouped
 from server.report.several import page as report_page
@@ -379,3 +380,9 @@ def test_it_fits_a_telephone_and_a_desk(tmp_path: Path) -> None:
         assert scroll <= client
         assert narrowest > 300
         assert drawings == 7
+
+
+def test_a_curve_of_one_point_without_false_lesions_is_drawn() -> None:
+    one = SimpleNamespace(false_lesions=(0.0,), lesions_found=(0.5,))
+    with charts.drawing():
+        assert "Lesions found" in charts.svg(charts.froc({"federated": ("Federated", one)}), "froc")
