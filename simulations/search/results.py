@@ -60,11 +60,11 @@ def judge(store: Store, study: Study, spec: SearchSpec, trial: Trial, found: Map
     fits = [found[fold] for fold in sorted(found)]
     if trial.refused:
         return Judged(trial, "failed", trial.refused, [])
-    for status in ("failed", "pruned"):
-        ended = next((fit for fit in fits if fit.status == status), None)
-        if ended is not None:
-            where = f"fold {ended.fold}: " if folds > 1 else ""
-            return Judged(trial, ended.status, where + ended.reason, fits)
+    # As one worker would find it, fold after fold: what others have done of later folds does not count.
+    ended = next((fit for fit in fits if fit.status != "done"), None)
+    if ended is not None and all(fold in found for fold in range(1, ended.fold)):
+        where = f"fold {ended.fold}: " if folds > 1 else ""
+        return Judged(trial, ended.status, where + ended.reason, [fit for fit in fits if fit.fold <= ended.fold])
     if len(fits) < folds:
         return Judged(trial, "unfinished", "", fits)
     scores = [score for fit in fits if (score := fit.score(spec.metric)) is not None]

@@ -237,7 +237,7 @@ class Schedule:
             self._tell(self._judged[index])
 
     def _judge(self, index: int) -> Judged:
-        """A trial of which a fold has failed is over when the others that were begun are: the first one counts."""
+        """A trial of which a fold has failed is over when all folds before it are, and all that were begun."""
         trial = self._trials[index]
         if any(number == trial.number for number, _ in self._lanes.jobs):
             return Judged(trial, "unfinished", "", ())
@@ -275,12 +275,11 @@ class Schedule:
 
     def _next_fold(self, index: int) -> int | None:
         number, fits = index + 1, self._fits[index]
-        if any(fit.status != "done" for fit in fits.values()):
-            return None
+        ended = min((fold for fold, fit in fits.items() if fit.status != "done"), default=len(self._folds) + 1)
         working = {fold for trial, fold in self._lanes.jobs if trial == number}
         if working and self._spec.prune is not None:
             return None  # a trial that may be stopped goes fold by fold
-        return next((fold for fold in self._folds if fold not in fits and fold not in working), None)
+        return next((fold for fold in self._folds[: ended - 1] if fold not in fits and fold not in working), None)
 
     def _propose(self) -> None:
         params = self._proposer.propose([one.learnt for one in self._judged])
