@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
-    from server.report.results import Interval, Metrics, Run
+    from server.report.intervals import Interval
+    from server.report.results import Metrics, Run
 
 ALL = "all"
 """In a column ``site`` or ``tested_on``: all hospitals together, everybody's test patients."""

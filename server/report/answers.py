@@ -12,7 +12,8 @@ from common.html import Block, Statement
 from server.report.contrasts import hospitals, main_metric
 from server.report.examined import AllMistakes
 from server.report.fairness import ASKED, ATTRIBUTES, GAP, Found, examined, group_name, least_excluded, standing
-from server.report.results import Interval, Run, Scores
+from server.report.intervals import Interval
+from server.report.results import Run, Scores
 from server.report.verdict import against_alone
 from server.report.words import arm_name, bounds, in_sentence, level, listing, number, plural, signed
 

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from common.html import clean
 from server.report.calibrated import Calibrated
-from server.report.examined import Span
+from server.report.intervals import Interval
 from server.report.outlined import Outlined
-from server.report.results import Curve, Interval, RoundEntry, Site
+from server.report.results import Curve, RoundEntry, Site
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -359,7 +359,7 @@ def forest(effects: Sequence[Effect], title: str, axis: str) -> Figure:
     return figure
 
 
-def severity(lines: Mapping[str, Sequence[Span]], title: str) -> Figure:
+def severity(lines: Mapping[str, Sequence[Interval]], title: str) -> Figure:
     """Metrics by level, from 0, each with its interval as a band; a gap where it is unknown."""
     figure = _figure(2.9)
     axes = figure.add_subplot()

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Known:
-    """A number with its interval; any of them may be unknown."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-    @classmethod
-    def parse(cls, raw: Mapping[str, Any]) -> Known:
-        return cls(*(_number(raw.get(key)) for key in ("value", "low", "high")))
+from server.report.intervals import Interval, number_in
 
 
 @dataclass(frozen=True)
@@ -37,9 +25,9 @@ class Counted:
 class Contrasted:
     """One metric of the first less that of the second."""
 
-    difference: Known
-    first: Known
-    second: Known
+    difference: Interval
+    first: Interval
+    second: Interval
     test: str
     p: float | None
     p_holm: float | None
@@ -53,9 +41,9 @@ class Contrasted:
     def parse(cls, raw: Mapping[str, Any]) -> Contrasted:
         table, bounds = raw.get("mcnemar"), raw.get("p_bounds")
         return cls(
-            difference=Known.parse(raw),
-            first=Known.parse(raw["first"]),
-            second=Known.parse(raw["second"]),
+            difference=Interval.parse(raw),
+            first=Interval.parse(raw["first"]),
+            second=Interval.parse(raw["second"]),
             test=str(raw["test"]),
             p=_share(raw.get("p")),
             p_holm=_share(raw.get("p_holm")),
@@ -80,7 +68,7 @@ class Compared:
     withheld: int
     overall: Mapping[str, Contrasted]
     per_class: Mapping[str, Mapping[str, Contrasted]]
-    agreement: Mapping[str, Known]
+    agreement: Mapping[str, Interval]
     observed: Mapping[str, float | None]
 
     @classmethod
@@ -97,8 +85,8 @@ class Compared:
             int(raw["withheld"]),
             _contrasts(raw["overall"]),
             {str(name): _contrasts(value) for name, value in raw["per_class"].items()},
-            {name: Known.parse(value) for name, value in agreement.items()},
-            {name: _number(value.get("observed")) for name, value in agreement.items()},
+            {name: Interval.parse(value) for name, value in agreement.items()},
+            {name: number_in(value.get("observed")) for name, value in agreement.items()},
         )
 
 
@@ -125,15 +113,7 @@ def _counted(raw: Mapping[str, Any]) -> Counted:
 
 
 def _share(raw: Any) -> float | None:
-    value = _number(raw)
+    value = number_in(raw)
     if value is not None and not 0.0 <= value <= 1.0:
         raise ValueError(f"{value} stands where a p-value belongs")
     return value
-
-
-def _number(raw: Any) -> float | None:
-    if raw is None:
-        return None
-    if isinstance(raw, bool) or not isinstance(raw, int | float):
-        raise TypeError(f"{str(raw)[:40]!r} stands where a number belongs")
-    return float(raw) if math.isfinite(raw) else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.report.results import Interval, Run
+from server.report.intervals import Interval
+from server.report.results import Run
 from server.report.words import ordered_metrics, plural
 
 MANY_SITES = 30

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from common.csv_text import cell_text
 from common.study_personal import PERSONALISED
-from server.report.results import Interval, Metrics, Run
+from server.report.intervals import Interval
+from server.report.results import Metrics, Run
 
 HEADER = (
     "study", "study_hash", "synthetic", "seed", "repeat", "engine",

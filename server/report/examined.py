@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Span:
-    """A value with its interval; of counts, the least and the most that they can be."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    @classmethod
-    def parse(cls, raw: Mapping[str, Any] | None) -> Span:
-        return cls(None) if raw is None else cls(*(_number(raw.get(key)) for key in ("value", "low", "high")))
+from server.report.intervals import Interval, number_in
 
 
 @dataclass(frozen=True)
 class Apart:
     """How far a group's metric is from that of all others."""
 
-    span: Span
+    span: Interval
     adjusted: float | None
     """p-value after correction; ``None``: too few patients to test."""
     stands: bool
@@ -40,7 +28,7 @@ class Group:
     patients: int
     withheld: bool
     """Whether a hospital left out one class of it: too few patients."""
-    metrics: Mapping[str, Span]
+    metrics: Mapping[str, Interval]
     expected_error: float | None
     differences: Mapping[str, Apart]
 
@@ -84,9 +72,9 @@ class Mistakes:
     """Whether a hospital left out its negatives, its positives: too few patients."""
     sure_misses: int | None
     sure_alarms: int | None
-    missed: Span
-    false_alarms: Span
-    wrong: Span
+    missed: Interval
+    false_alarms: Interval
+    wrong: Interval
 
 
 @dataclass(frozen=True)
@@ -111,7 +99,7 @@ class Level:
 
     level: int
     setting: str
-    metrics: Mapping[str, Span]
+    metrics: Mapping[str, Interval]
 
 
 def parse_robustness(raw: Mapping[str, Any]) -> dict[str, tuple[Level, ...]]:
@@ -132,9 +120,11 @@ def _group(raw: Mapping[str, Any]) -> Group:
         patients=int(raw["patients"]),
         withheld=bool(raw["withheld"]),
         metrics=_spans(raw["metrics"]),
-        expected_error=_number(raw.get("expected_error")),
+        expected_error=number_in(raw.get("expected_error")),
         differences={
-            str(metric): Apart(Span.parse(cell), _number(cell.get("adjusted")), bool(cell.get("stands", False)))
+            str(metric): Apart(
+                Interval.parse_given(cell), number_in(cell.get("adjusted")), bool(cell.get("stands", False))
+            )
             for metric, cell in raw["differences"].items()
         },
     )
@@ -151,24 +141,16 @@ def _mistakes(raw: Mapping[str, Any]) -> Mistakes:
         withheld=(bool(raw["withheld"][0]), bool(raw["withheld"][1])),
         sure_misses=None if raw.get("sure_misses") is None else int(raw["sure_misses"]),
         sure_alarms=None if raw.get("sure_alarms") is None else int(raw["sure_alarms"]),
-        missed=Span.parse(raw.get("missed")),
-        false_alarms=Span.parse(raw.get("false_alarms")),
-        wrong=Span.parse(raw.get("wrong")),
+        missed=Interval.parse_given(raw.get("missed")),
+        false_alarms=Interval.parse_given(raw.get("false_alarms")),
+        wrong=Interval.parse_given(raw.get("wrong")),
     )
 
 
-def _spans(raw: Mapping[str, Any]) -> dict[str, Span]:
-    return {str(metric): Span.parse(value) for metric, value in raw.items()}
+def _spans(raw: Mapping[str, Any]) -> dict[str, Interval]:
+    return {str(metric): Interval.parse_given(value) for metric, value in raw.items()}
 
 
 def _pair(raw: Sequence[Any]) -> tuple[int, int]:
     least, most = (int(value) for value in raw)
     return least, most
-
-
-def _number(value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{str(value)[:40]!r} stands where a number belongs")
-    return float(value) if math.isfinite(value) else None

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from common.html import Block, Cell, Column, Figure, Paragraph, Row, Table
 from server.report import charts
-from server.report.examined import Apart, Group, Span, Subgroups
-from server.report.results import Interval, Run, Scores
-from server.report.words import arm_name, count, level, metric_name, number, plural, signed
+from server.report.examined import Apart, Group, Subgroups
+from server.report.intervals import Interval
+from server.report.results import Run, Scores
+from server.report.words import arm_name, bounds, count, level, metric_name, number, plural, signed
 
 GAP = "gap"
 ASKED = "evaluation: {subgroups: [sex, age, view]}"
@@ -175,11 +176,11 @@ def _differences(attribute: str, groups: Sequence[Group], confidence: float) -> 
     )
 
 
-def _span_cell(span: Span | None, *, sign: bool = False) -> Cell:
+def _span_cell(span: Interval | None, *, sign: bool = False) -> Cell:
     if span is None or (span.value is None and span.low is None):
         return Cell("—", title="undefined, or suppressed: too few patients", tone="muted")
     show = signed if sign else number
-    between = "" if span.low is None or span.high is None else f"{show(span.low)} to {show(span.high)}"
+    between = bounds(span, sign=sign)
     if span.value is None:
         return Cell(between, title="small cells are hidden: somewhere between")
     return Cell(show(span.value), small=between)
@@ -211,7 +212,7 @@ def _figure(metric: str, found: Subgroups, confidence: float, name: str) -> Figu
     if not rows:
         return None
     title = f"{metric_name(metric)}: each group against all others"
-    effects = [charts.Effect(label, Interval(span.value, span.low, span.high)) for label, span in rows]
+    effects = [charts.Effect(label, span) for label, span in rows]
     axis = f"Difference ({level(confidence)} interval)"
     told = "; ".join(f"{label} {signed(span.value)}, {signed(span.low)} to {signed(span.high)}" for label, span in rows)
     return Figure(
@@ -222,7 +223,7 @@ def _figure(metric: str, found: Subgroups, confidence: float, name: str) -> Figu
     )
 
 
-def _middle(span: Span) -> float:
+def _middle(span: Interval) -> float:
     if span.value is not None:
         return span.value
     return ((span.low or 0.0) + (span.high or 0.0)) / 2.0

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from common.html import Block, Cell, Column, Details, Paragraph, Table
-from server.report.examined import Mistakes, Span
+from server.report.examined import Mistakes
 from server.report.fairness import ATTRIBUTES, examined, group_label
+from server.report.intervals import Interval
 from server.report.results import Run
 from server.report.words import arm_name, count, level, listing, plural
 
@@ -108,14 +109,14 @@ def _range(pair: tuple[int, int]) -> str:
     return count(pair[0]) if pair[0] == pair[1] else f"{count(pair[0])} to {count(pair[1])}"
 
 
-def _percent(span: Span) -> str:
+def _percent(span: Interval) -> str:
     if span.low is None or span.high is None:
         return "—" if span.value is None else f"{span.value:.0%}"
     between = f"{span.low:.0%} to {span.high:.0%}"
     return between if span.value is None else f"{span.value:.0%}, {between}"
 
 
-def _share(span: Span) -> Cell:
+def _share(span: Interval) -> Cell:
     if span.value is None and span.low is None:
         return Cell("—", title="undefined, or suppressed: too few patients", tone="muted")
     between = "" if span.low is None or span.high is None else f"{span.low:.1%} to {span.high:.1%}"

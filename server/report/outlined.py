@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from server.report.intervals import Interval, number_in
 
 
 @dataclass(frozen=True)
 class Share:
     """Lesions found of a group, or another share, with its interval; ``None`` where it is undefined or withheld."""
 
-    value: float | None
-    low: float | None
-    high: float | None
+    interval: Interval
     count: int = 0
     withheld: int = 0
     """Hospitals that withheld it, of too few patients."""
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> Share:
-        return cls(
-            _number(raw.get("value")),
-            _number(raw.get("low")),
-            _number(raw.get("high")),
-            int(raw.get("lesions") or 0),
-            int(raw.get("withheld") or 0),
-        )
+        return cls(Interval.parse(raw), int(raw.get("lesions") or 0), int(raw.get("withheld") or 0))
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,7 @@ class Outlined:
             threshold=float(threshold),
             empty=int(raw["images"]["empty"]),
             outlined=int(raw["images"]["outlined"]),
-            pixel_dice=_number(raw["pixels"]["dice"]),
+            pixel_dice=number_in(raw["pixels"]["dice"]),
             lesions=int(raw["lesions"]),
             clean=Share.parse(raw["clean"]),
             by_size={str(name): Share.parse(value) for name, value in raw["by_size"].items()},
@@ -69,14 +62,6 @@ class Outlined:
         return found
 
 
-def _number(value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{str(value)[:40]!r} stands where a number belongs")
-    return float(value) if math.isfinite(value) else None
-
-
 def _axis(raw: Sequence[Any]) -> tuple[float, ...]:
-    values = tuple(_number(value) for value in raw)
+    values = tuple(number_in(value) for value in raw)
     return tuple(value for value in values if value is not None)

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from common.html import Block, Cell, Column, Figure, Paragraph, Row, Table
 from server.report import charts
 from server.report.contrasts import ends, main_metric, shortened
+from server.report.intervals import Interval
 from server.report.outlined import Outlined, Share
-from server.report.results import Interval, Run
+from server.report.results import Run
 from server.report.words import arm_name, bounds, count, level, metric_cell, metric_name, number, plural
 
 METRICS = ("dice", "iou", "lesions_found", "false_lesions")
@@ -45,8 +46,9 @@ def _answer(run: Run, known: Mapping[str, Outlined]) -> str:
             f". It finds {found.value:.0%} of {plural(one.lesions, 'lesion')} and draws "
             f"{number(false.value, 2)} false ones an image"
         )
-    if one.clean.value is not None:
-        text += f"; of {plural(one.empty, 'image')} without the finding {one.clean.value:.0%} stay without a lesion"
+    clean = one.clean.interval.value
+    if clean is not None:
+        text += f"; of {plural(one.empty, 'image')} without the finding {clean:.0%} stay without a lesion"
     return f"{text}."
 
 
@@ -113,11 +115,11 @@ def _groups(title: str, known: Mapping[str, Outlined], field: str) -> Table:
 
 
 def _share(share: Share | None) -> Cell:
-    if share is None or share.value is None:
+    if share is None or share.interval.value is None:
         why = "withheld: too few patients" if share is not None and share.withheld else "there is none of these"
         return Cell("—", title=why, tone="muted")
     note = f"withheld by {plural(share.withheld, 'hospital')} of too few patients" if share.withheld else ""
-    return Cell(number(share.value), small=bounds(Interval(share.value, share.low, share.high)), title=note)
+    return Cell(number(share.interval.value), small=bounds(share.interval), title=note)
 
 
 def _froc(run: Run, known: Mapping[str, Outlined], prefix: str) -> Figure:

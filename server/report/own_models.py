@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from common.html import Block, Cell, Column, Paragraph, Statement, Table
 from server.report.contrasts import ENDS, MANY_SITES, main_metric
-from server.report.results import Interval, OwnModel, OwnModels, Run
+from server.report.intervals import Interval
+from server.report.results import OwnModel, OwnModels, Run
 from server.report.words import (
     count,
     in_sentence,

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from common.html import Block, Cell, Column, Details, Paragraph, Table
 from server.report import contrasts
-from server.report.compared import Compared, Contrasted, Known
+from server.report.compared import Compared, Contrasted
+from server.report.intervals import Interval
 from server.report.results import Run
-from server.report.words import arm_name, count, in_sentence, level, listing, metric_name, number, signed
+from server.report.words import arm_name, bounds, count, in_sentence, level, listing, metric_name, number, signed
 
 TEXT = False
 _SAID = 4
@@ -97,14 +98,13 @@ def ranked(run: Run, pairs: Sequence[Compared], metric: str, caption: str) -> Ta
         if found is None:
             continue
         boot = drawn.get((pair.a, pair.b, pair.on))
-        interval = Known(boot.value, boot.low, boot.high) if boot is not None else None
         rows.append(
             [
                 _name(pair),
                 Cell(number(found.first.value)),
                 Cell(number(found.second.value)),
                 _difference(found.difference),
-                Cell(_range(interval) if interval is not None else "—"),
+                Cell(bounds(boot, sign=True) if boot is not None else "—"),
                 *_p_cells(found),
             ]
         )
@@ -140,7 +140,10 @@ def decided(run: Run, pairs: Sequence[Compared], caption: str) -> Table:
                     Cell("—" if table is None else count(table.first_only)),
                     Cell("—" if table is None else count(table.second_only)),
                     *_p_cells(found),
-                    Cell("" if agreement is None else number(agreement.value, 2), small=_range(agreement)),
+                    Cell(
+                        "" if agreement is None else number(agreement.value, 2),
+                        small="" if agreement is None else bounds(agreement, sign=True),
+                    ),
                 ]
             )
     return Table(
@@ -177,14 +180,10 @@ def _name(pair: Compared) -> Cell:
     return Cell(f"{arm_name(pair.a)} − {arm_name(pair.b)}", small=f"{where}{count(pair.images)} images")
 
 
-def _difference(known: Known) -> Cell:
+def _difference(known: Interval) -> Cell:
     if known.value is None and known.low is not None:
-        return Cell("hidden", small=_range(known), title="small cells: bounds, no interval", tone="muted")
-    return Cell(signed(known.value), small=_range(known))
-
-
-def _range(known: Known | None) -> str:
-    return "" if known is None or known.low is None else f"{signed(known.low)} to {signed(known.high)}"
+        return Cell("hidden", small=bounds(known, sign=True), title="small cells: bounds, no interval", tone="muted")
+    return Cell(signed(known.value), small=bounds(known, sign=True))
 
 
 def _p_columns() -> list[Column]:

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 
 from common.html import Block, Cell, Column, Paragraph, Table
 from server.report import pairs
-from server.report.compared import Compared, Contrasted, Known
+from server.report.compared import Compared, Contrasted
+from server.report.intervals import Interval
 from server.report.results import Run
-from server.report.words import arm_name, count, in_sentence, level, listing, metric_name, number
+from server.report.words import arm_name, bounds, count, in_sentence, level, listing, metric_name, number
 
 TEXT = False
 _SHOWN = ("accuracy", "sensitivity", "specificity")
@@ -64,8 +65,8 @@ def _told(pair: Compared) -> Iterator[tuple[str, Contrasted]]:
 def _own(run: Run) -> Table:
     """Everyone by themselves, on the same images."""
     assert run.readers is not None
-    rates: dict[str, Mapping[str, Known]] = {}
-    classes: dict[str, dict[str, Mapping[str, Known]]] = {}
+    rates: dict[str, Mapping[str, Interval]] = {}
+    classes: dict[str, dict[str, Mapping[str, Interval]]] = {}
     images = 0
     for pair in run.readers.comparisons:
         images = max(images, pair.images)
@@ -86,12 +87,11 @@ def _own(run: Run) -> Table:
     )
 
 
-def _side(metrics: Mapping[str, Contrasted], *, first: bool) -> dict[str, Known]:
+def _side(metrics: Mapping[str, Contrasted], *, first: bool) -> dict[str, Interval]:
     return {metric: one.first if first else one.second for metric, one in metrics.items()}
 
 
-def _cell(known: Known | None) -> Cell:
+def _cell(known: Interval | None) -> Cell:
     if known is None or known.value is None:
         return Cell("—", title="hidden, or undefined on these images", tone="muted")
-    interval = "" if known.low is None else f"{number(known.low)} to {number(known.high)}"
-    return Cell(number(known.value), small=interval)
+    return Cell(number(known.value), small=bounds(known))

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from common.html import Block, Cell, Column, Page, Paragraph, Section, Statement, Table, Tiles
 from server.report import answers, charts, contrasts
+from server.report.intervals import Interval
 from server.report.page import banner, footer
-from server.report.results import Interval, Run
+from server.report.results import Run
 from server.report.spread import arms_of, details, dot_figure, extent, intervals_of, repeat_name, spread_cell, values_of
 from server.report.words import (
     Verdict,

@@ -6,7 +6,6 @@ is shown as such, never as zero.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,20 +16,12 @@ from server.report.calibrated import Calibrated
 from server.report.compared import Compared, Readers
 from server.report.examined import AllMistakes, Level, Subgroups, parse_robustness
 from server.report.explanations import Explained
+from server.report.intervals import Interval, number_in
 from server.report.outlined import Outlined
 from server.report.promises import Central, Privacy, parse_central, parse_privacy
 
 FORMAT = 1
 ARMS = ("federated", "local", "pooled")
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with its confidence interval; any of them may be undefined."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
 
 
 Metrics = Mapping[str, Interval]
@@ -211,7 +202,7 @@ class Run:
     def confidence(self) -> float:
         """Level of every interval in the run, e.g. 0.95."""
         evaluation = self.study.get("evaluation")
-        value = _number(evaluation.get("confidence")) if isinstance(evaluation, Mapping) else None
+        value = number_in(evaluation.get("confidence")) if isinstance(evaluation, Mapping) else None
         return value if value is not None else 0.95
 
     def setting_list(self, *path: str) -> list[str]:
@@ -306,7 +297,7 @@ def _scores(raw: Mapping[str, Any]) -> Scores:
         thresholds={
             str(name): number
             for name, value in (raw.get("thresholds") or {}).items()
-            if (number := _number(value)) is not None
+            if (number := number_in(value)) is not None
         },
         confusion={str(name): _matrix(value) for name, value in (raw.get("confusion") or {}).items()},
         confusion_matrix=_matrix(matrix) if matrix else None,
@@ -335,18 +326,18 @@ def _site(raw: Mapping[str, Any]) -> Site:
 
 def _heterogeneity(raw: Mapping[str, Any]) -> Heterogeneity:
     return Heterogeneity(
-        label_js=_number(raw.get("label_js")),
-        label_js_iid=_number(raw.get("label_js_iid")),
-        size_gini=_number(raw.get("size_gini")),
-        feature_shift=_number(raw.get("feature_shift")),
-        feature_shift_iid=_number(raw.get("feature_shift_iid")),
+        label_js=number_in(raw.get("label_js")),
+        label_js_iid=number_in(raw.get("label_js_iid")),
+        size_gini=number_in(raw.get("size_gini")),
+        feature_shift=number_in(raw.get("feature_shift")),
+        feature_shift_iid=number_in(raw.get("feature_shift_iid")),
         label_js_pairs=_pairs(raw.get("label_js_pairs")),
         feature_shift_pairs=_pairs(raw.get("feature_shift_pairs")),
     )
 
 
 def _difference(raw: Mapping[str, Any]) -> Difference:
-    return Difference(str(raw["a"]), str(raw["b"]), str(raw["metric"]), str(raw["on"]), _interval(raw))
+    return Difference(str(raw["a"]), str(raw["b"]), str(raw["metric"]), str(raw["on"]), Interval.parse_given(raw))
 
 
 def _own_models(raw: Mapping[str, Any] | None) -> OwnModels | None:
@@ -377,26 +368,20 @@ def _refusals(arm: str, raw: Mapping[str, Any]) -> Iterator[Refusal]:
 def _entry(raw: Mapping[str, Any]) -> RoundEntry:
     return RoundEntry(
         int(raw["round"]),
-        _number(raw.get("train_loss")),
-        _number(raw.get("val_loss")),
-        _number(raw.get("val_auc")),
-        _number(raw.get("val_dice")),
+        number_in(raw.get("train_loss")),
+        number_in(raw.get("val_loss")),
+        number_in(raw.get("val_auc")),
+        number_in(raw.get("val_dice")),
         lost=bool(raw.get("lost")),
     )
 
 
 def _metrics(raw: Mapping[str, Any] | None) -> Metrics:
-    return {str(name): _interval(value) for name, value in (raw or {}).items()}
-
-
-def _interval(raw: Mapping[str, Any] | None) -> Interval:
-    if raw is None:
-        return Interval(None)
-    return Interval(_number(raw.get("value")), _number(raw.get("low")), _number(raw.get("high")))
+    return {str(name): Interval.parse_given(value) for name, value in (raw or {}).items()}
 
 
 def _curve(raw: Mapping[str, Any]) -> Curve:
-    points = [(_number(x), _number(y)) for x, y in zip(raw["fpr"], raw["tpr"], strict=True)]
+    points = [(number_in(x), number_in(y)) for x, y in zip(raw["fpr"], raw["tpr"], strict=True)]
     defined = [(x, y) for x, y in points if x is not None and y is not None]
     return Curve(tuple(x for x, _ in defined), tuple(y for _, y in defined))
 
@@ -406,19 +391,11 @@ def _matrix(raw: Sequence[Sequence[Any]]) -> tuple[tuple[int, ...], ...]:
 
 
 def _pairs(raw: Sequence[Sequence[Any]] | None) -> tuple[tuple[float | None, ...], ...]:
-    return tuple(tuple(_number(value) for value in row) for row in raw or ())
+    return tuple(tuple(number_in(value) for value in row) for row in raw or ())
 
 
 def _counts(raw: Mapping[str, Any]) -> dict[str, int]:
     return {str(name): int(value) for name, value in raw.items()}
-
-
-def _number(value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{str(value)[:40]!r} stands where a number belongs")
-    return float(value) if math.isfinite(value) else None
 
 
 def _flag(value: Any) -> bool:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from common.html import Block, Cell, Column, Details, Figure, Paragraph, Row, Table
 from server.report import charts
-from server.report.examined import Level, Span
+from server.report.examined import Level
 from server.report.fairness import examined
-from server.report.results import Interval, Run
-from server.report.words import arm_name, level, listing, metric_name, number
+from server.report.intervals import Interval
+from server.report.results import Run
+from server.report.words import arm_name, bounds, level, listing, metric_name, number
 
 SHOWN = ("auc", "sensitivity", "specificity")
 NAMES = {
@@ -89,8 +90,8 @@ def _figure(name: str, levels: Sequence[Level], test: Mapping[str, Interval], pr
     lines = {}
     for metric in SHOWN:
         first = test.get(metric)
-        points = [Span(first.value, first.low, first.high) if first is not None else Span(None)]
-        lines[metric_name(metric)] = [*points, *(one.metrics.get(metric, Span(None)) for one in levels)]
+        points = [first or Interval(None)]
+        lines[metric_name(metric)] = [*points, *(one.metrics.get(metric, Interval(None)) for one in levels)]
     told = "; ".join(f"{label} {', '.join(number(span.value) for span in spans)}" for label, spans in lines.items())
     return Figure(
         charts.svg(charts.severity(lines, title), f"{prefix}robust-{name}"),
@@ -112,8 +113,7 @@ def _table(conditions: Mapping[str, tuple[Level, ...]], confidence: float) -> Ta
     )
 
 
-def _cell(span: Span | None) -> Cell:
+def _cell(span: Interval | None) -> Cell:
     if span is None or (span.value is None and span.low is None):
         return Cell("—", tone="muted")
-    between = "" if span.low is None else f"{number(span.low)} to {number(span.high)}"
-    return Cell(between) if span.value is None else Cell(number(span.value), between)
+    return Cell(bounds(span)) if span.value is None else Cell(number(span.value), bounds(span))

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from common.html import Block, Cell, Details, Figure, Heading, Paragraph
 from server.report import charts
+from server.report.intervals import Interval
 from server.report.page import sections_of
-from server.report.results import ARMS, Interval, Run
+from server.report.results import ARMS, Run
 from server.report.words import listing, metric_name, number, signed
 
 DRAWN = 4

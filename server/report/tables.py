@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from common.html import Cell, Column, Table
 from server.report.contrasts import ends, hospitals, metrics_of, shortened
-from server.report.results import Difference, Interval, Run, Scores
+from server.report.intervals import Interval
+from server.report.results import Difference, Run, Scores
 from server.report.words import (
     arm_name,
     bounds,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from common.html import Statement, Tiles, Tone
 from server.report.contrasts import Hospital, difference, hospitals, main_metric
-from server.report.results import Interval, Run
+from server.report.intervals import Interval
+from server.report.results import Run
 from server.report.words import (
     Verdict,
     arm_name,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from common.html import Cell, Tone
-from server.report.results import Interval
+from server.report.intervals import Interval
 
 Verdict = Literal["better", "worse", "cannot tell"]
 

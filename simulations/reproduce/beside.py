@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from server.report.results import Interval, parse
+from server.report.intervals import Interval
 from server.report.results import Run as Result
+from server.report.results import parse
 from simulations.cli import read_results
 from simulations.external import measured as summary
 from simulations.reproduce.latency import Latency

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.html import Block, Cell, Column, Row, Statement, Table
-from server.report.results import Interval
+from server.report.intervals import Interval
 from server.report.words import bounds, count, metric_name, number
 from simulations.reproduce.beside import Measured, compared, measured
 from simulations.reproduce.confounding import Confounding

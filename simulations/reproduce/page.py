@@ -19,8 +19,8 @@ from common.html import (
     Statement,
     Table,
 )
+from server.report.intervals import Interval
 from server.report.page import study_text
-from server.report.results import Interval
 from server.report.words import (
     arm_name,
     bounds,

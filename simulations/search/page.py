@@ -25,7 +25,7 @@ from common.html import (
 from common.html import write as write_html
 from common.metrics import Summary
 from server.report.charts import drawing, svg
-from server.report.results import Interval
+from server.report.intervals import Interval
 from server.report.words import count, duration, metric_cell, ordered_metrics, plural
 from server.report.words import metric_name as report_name
 from simulations.search.drawings import course, marginal

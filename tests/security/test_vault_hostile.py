@@ -61,8 +61,10 @@ def altered(path: Path, script: str) -> None:
 
 
 def spelled(marker: bytes) -> Iterator[bytes]:
+    """Ways to write it, of five bytes at least: four stand by chance in one of a hundred vaults of megabytes."""
     text = marker.decode("latin-1")
-    yield from (marker, marker[::-1], marker.hex().encode(), base64.b64encode(marker)[:-4], text.encode("utf-16-le"))
+    forms = (marker, marker[::-1], marker.hex().encode(), base64.b64encode(marker)[:-4], text.encode("utf-16-le"))
+    yield from (form for form in forms if len(form) >= 5)
 
 
 def test_no_marker_is_found_in_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from client.evaluation import Scores
 from common.errors import RunError, StudyError
 from common.html import Banner, Cell, Column, Facts, Page, Paragraph, Section, Table
-from server.report.results import Interval
+from server.report.intervals import Interval
 from simulations.cli import check_parts
 from simulations.reproduce.beside import Measured, measured
 from simulations.reproduce.cli import _folders

@@ -17,7 +17,8 @@ import pytest
 from common.errors import RunError
 from common.html import Banner, Cell, Column, Page, Paragraph, Section, Table, clean, render
 from server.report import charts, write_metrics_csv, write_report
-from server.report.results import Interval, parse
+from server.report.intervals import Interval
+from server.report.results import parse
 from server.report.several import grouped
 from server.report.several import page as report_page
 from server.report.verdict import statements
