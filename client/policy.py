@@ -29,7 +29,7 @@ TEMPLATE = """\
 # What this site allows a study to do. A study that asks for more is refused, and its coordinator is told which
 # line refused it. Read at every request: a line made stricter stops a study that was approved before.
 # A file that is missing or cannot be read allows nothing. Importing and keeping images does not depend on it.
-models: [cnn, resnet18, resnet50, densenet121, vit, cnn_rnn, unet, segment_classify]
+models: [cnn, resnet18, resnet50, densenet121, efficientnet_lite0, vit, cnn_rnn, unet, segment_classify]
 strategies: [fedavg, fedavgm, fedprox, fedadam, fedyogi, fedadagrad, fedmedian, fedtrimmedavg, krum, multikrum, bulyan]
 largest_image: 512            # pixels a side
 most_rounds: 200

@@ -172,7 +172,17 @@ STRATEGIES = (
     "fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "qfedavg",
     "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan",
 )  # fmt: skip
-MODELS = ("cnn", "resnet18", "resnet50", "densenet121", "unet", "segment_classify", "vit", "cnn_rnn")
+MODELS = (
+    "cnn",
+    "resnet18",
+    "resnet50",
+    "densenet121",
+    "unet",
+    "segment_classify",
+    "vit",
+    "cnn_rnn",
+    "efficientnet_lite0",
+)
 
 
 class StrategySpec(Part):

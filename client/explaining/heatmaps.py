@@ -36,6 +36,7 @@ LAYERS = {
     "resnet18": "layer4",
     "resnet50": "layer4",
     "densenet121": "features",
+    "efficientnet_lite0": "blocks",
 }
 """Where a model's last feature maps come out."""
 _PLACED = {"cnn", "cnn_rnn"}

@@ -20,6 +20,7 @@ from common.errors import ModelError
 from common.models.cnn import build_cnn
 from common.models.cnn_rnn import build_cnn_rnn
 from common.models.densenet import build_densenet121
+from common.models.efficientnet import build_efficientnet_lite0
 from common.models.frozen import check_norms, freeze
 from common.models.pretrained import LoadReport, load_weights
 from common.models.resnet import build_resnet18, build_resnet50
@@ -40,6 +41,7 @@ BUILDERS: Mapping[str, Callable[[Study], nn.Module]] = {
     "resnet18": build_resnet18,
     "resnet50": build_resnet50,
     "densenet121": build_densenet121,
+    "efficientnet_lite0": build_efficientnet_lite0,
     "unet": build_unet,
     "vit": build_vit,
     "cnn_rnn": build_cnn_rnn,

@@ -23,6 +23,7 @@ _OTHER_NAMES = (
     (re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\..+)$"), r"\1\2"),  # DenseNet before torch 0.4
     (re.compile(r"^(.*\.mlp)\.linear_1\.(.+)$"), r"\1.0.\2"),  # torchvision's transformers before 0.14
     (re.compile(r"^(.*\.mlp)\.linear_2\.(.+)$"), r"\1.3.\2"),
+    (re.compile(r"(?<![^.])_"), ""),  # EfficientNet's published conversions
     (re.compile(r"^(.*\.self_attention\.in_proj)_(weight|bias)$"), r"\1.\2"),  # see vit.py
 )
 """What files call by names that are not the model's."""

@@ -86,6 +86,7 @@ NEWER: dict[str, tuple[type, dict[str, Any]]] = {
             "image.channels": 3,
         },
     ),
+    "depthwise": (Vmapped, {"model.name": "efficientnet_lite0", "model.params": {}}),
     "attention": (Ghost, {"model.params": {"filters": [4, 8], "hidden": [8], "attention": "se"}}),
 }
 

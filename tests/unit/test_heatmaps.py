@@ -67,7 +67,13 @@ def by_hand(model: nn.Module, layer: str, batch: Tensor, wanted: Tensor, *, plac
 
 @pytest.mark.parametrize(
     ("name", "layer"),
-    [("cnn", "features"), ("cnn_rnn", "features"), ("resnet18", "layer4"), ("densenet121", "features")],
+    [
+        ("cnn", "features"),
+        ("cnn_rnn", "features"),
+        ("resnet18", "layer4"),
+        ("densenet121", "features"),
+        ("efficientnet_lite0", "blocks"),
+    ],
 )
 @pytest.mark.parametrize("method", ["grad-cam", "hirescam"])
 def test_maps_of_the_last_feature_maps_are_their_papers(name: str, layer: str, method: Any) -> None:

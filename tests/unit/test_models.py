@@ -352,6 +352,31 @@ def test_same_names_outputs_and_gradients_as_torchvision(name: str) -> None:
         assert torch.equal(ours(batch), theirs(batch))
 
 
+def test_efficientnet_is_the_published_one_in_names_outputs_and_gradients() -> None:
+    """Of the package that its weights were published for, random depth and dropout turned off."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    size = 70  # odd and even maps on the way down: 35, 18, 9, 5, 3
+    theirs = EfficientNet.from_name(
+        "efficientnet-lite0", image_size=size, num_classes=3, dropout_rate=0.0, drop_connect_rate=0.0
+    )
+    spec = study("efficientnet_lite0", **{"image.channels": 3, "image.size": size, "model.norm": "batch"})
+    ours = build(spec, 1)
+    assert fit_weights(ours, theirs.state_dict(), "theirs").skipped == ()
+    assert list(ours.state_dict()) == [key.replace("._", ".").removeprefix("_") for key in theirs.state_dict()]
+    batch = images(spec, 3) * 2 - 1
+    trained = [model.train()(batch) for model in (ours, theirs)]
+    torch.testing.assert_close(*trained, rtol=1e-5, atol=1e-5)
+    for logits in trained:
+        logits.square().sum().backward()
+    for (key, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        scale = float(other.grad.norm()) + 1e-12
+        assert float((mine.grad - other.grad).norm()) <= 1e-3 * scale, key  # type: ignore[operator]
+    fit_weights(ours, theirs.state_dict(), "theirs")  # their running means move a hundredth a step, ours a tenth
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(batch), theirs.eval()(batch), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121"])
 def test_fresh_weights_are_drawn_as_torchvision_draws_them(name: str) -> None:
     import torchvision.models
@@ -382,6 +407,8 @@ def test_one_channel_network_has_one_input_channel() -> None:
     ("name", "changes", "message"),
     [
         ("resnet18", {"model.norm": "none"}, "use norm: group or norm: batch"),
+        ("efficientnet_lite0", {"model.norm": "none"}, "use norm: group or norm: batch"),
+        ("efficientnet_lite0", {"model.params": {"width": 2}}, "width"),
         ("densenet121", {"model.norm": "none"}, "use norm: group or norm: batch"),
         (
             "resnet50",
