@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from client.evaluation import predict
 from client.personal import opened, run_of
 from client.site import Site
@@ -12,10 +15,13 @@ from client.training import FitSeed, LocalFit
 from common.errors import ProtocolError
 from common.protocol import Task
 from common.study import Study
-from common.weights import Weights, restore, state_of
+from common.weights import Weights, digest, restore, state_of
 
 if TYPE_CHECKING:
     from client.app import Resident
+
+_BEGUN_WITH = ""
+"""Kept with a fine-tuned model, under a name that no tensor has: the digest of what it was begun with, as bytes."""
 
 
 def own_weights(task: Task, site: Site, resident: Resident, weights: Weights, round_: int) -> Weights:
@@ -26,23 +32,35 @@ def own_weights(task: Task, site: Site, resident: Resident, weights: Weights, ro
     personal = task.personal
     if personal is None or not personal.own_models:
         raise ProtocolError("a site's own model is asked for, and its study has none; upgrade the coordinator")
-    if personal.method == "finetune":
-        return _finetuned(task, site, resident, weights, round_)
-    with opened(site) as kept:
-        left = kept.before(run_of(task), round_ + 1)
-    if personal.split:
-        return {**weights, **left}
-    return left or weights
-
-
-def _finetuned(task: Task, site: Site, resident: Resident, weights: Weights, round_: int) -> Weights:
-    with opened(site) as kept:
-        found = kept.at(run_of(task), round_)
-    if not found:
-        found = dict(finetune(task, site, resident, weights))
+    found = kept_weights(task, site, weights, round_)
+    if found is None and personal.method == "finetune":
+        found = finetune(task, site, resident, weights)
         with opened(site) as kept:
-            kept.keep(run_of(task), round_, found)
-    return found
+            kept.keep(run_of(task), round_, {**found, _BEGUN_WITH: _begun_with(task, weights)})
+    return weights if found is None else found
+
+
+def kept_weights(task: Task, site: Site, weights: Weights, round_: int) -> Weights | None:
+    """As :func:`own_weights`, of what is kept alone; ``None`` where that is nothing.
+
+    A fine-tuned model that was begun with other weights, of a run that was since gone back on, is none.
+    """
+    personal, run = task.personal, run_of(task)
+    assert personal is not None and personal.own_models
+    with opened(site) as kept:
+        left = kept.at(run, round_) if personal.method == "finetune" else kept.before(run, round_ + 1)
+    if not left:
+        return None
+    if personal.method == "finetune":
+        begun_with = left.pop(_BEGUN_WITH, None)
+        return left if begun_with is not None and np.array_equal(begun_with, _begun_with(task, weights)) else None
+    return {**weights, **left} if personal.split else left
+
+
+def _begun_with(task: Task, weights: Weights) -> NDArray[np.uint8]:
+    """Of all that fine-tuning begins with and the study does not say: the weights, and all sites' numbers."""
+    basis = "" if task.basis is None else task.basis.digest
+    return np.frombuffer(bytes.fromhex(digest(weights) + basis), np.uint8)
 
 
 def finetune(task: Task, site: Site, resident: Resident, weights: Weights) -> Weights:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -19,7 +22,7 @@ from client.agent import Agent, identity_of
 from client.app import Resident
 from client.describe import _leaves as leaves
 from client.describe_personal import personal_words
-from client.own_model import own_weights
+from client.own_model import finetune, kept_weights, own_weights
 from client.personal import PERSONAL, Personal
 from client.policy import TEMPLATE, Policy
 from client.replies import Replies
@@ -32,7 +35,7 @@ from common.personal import own_names
 from common.randomness import seed_for
 from common.study import Study
 from common.variates import change
-from common.weights import Weights, digest, state_of, trainable_names
+from common.weights import Weights, digest, save, state_of, trainable_names
 from server.app import federate
 from server.rounds import Arm
 from server.variates import MeanVariate
@@ -459,6 +462,55 @@ def test_killed_between_its_own_model_and_the_reply_a_site_has_both_once(
     site.decide(lambda found: found.withdraw(found.records()[0], by="Ann"))
     site.survey(study)
     assert own(2) == {}, "forgotten with the study"
+    site.agent.close()
+
+
+_FINETUNED_THEN_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.unit import federation
+from client.agent import Agent
+from client.home import Home
+from common import protocol
+from common.weights import load
+
+folder, task, weights = sys.argv[1:]
+agent = Agent(Home.open(Path(folder)))
+study = protocol.Study.load(Path(task))
+roster = agent.membership.roster.hash
+asked = protocol.EvaluateRequest(protocol.Task(study, round=2, roster=roster), "val", load(Path(weights)), personal=1)
+reply = protocol.open_reply(agent.answer(protocol.seal(asked).to(1, 60.0)))
+assert isinstance(reply, protocol.StatisticsReply), reply
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_after_a_restart_other_weights_of_the_same_round_are_fine_tuned_anew(tmp_path: Path) -> None:
+    """A coordinator that went on from an earlier checkpoint comes to the same round with another model."""
+    site = Site(tmp_path, images=60)
+    study = OURS.derive(personalisation={"method": "finetune", "epochs": 2, "lr": 0.003})
+    site.survey(study)
+    site.approve()
+    site.agent.close()
+    (tmp_path / "study.yaml").write_bytes(study.canonical())
+    save(site.weights, tmp_path / "first.safetensors")
+    arguments = [site.home.directory, tmp_path / "study.yaml", tmp_path / "first.safetensors"]
+    ended = subprocess.run([sys.executable, "-c", _FINETUNED_THEN_KILLED, *map(str, arguments)], timeout=120)
+    assert ended.returncode == -signal.SIGKILL
+    other = {name: np.asarray(array * np.asarray(1.1, array.dtype)) for name, array in site.weights.items()}
+    task = site.task(study, round=2)
+    with closing(Resident("cpu")) as resident:
+        home = resident.site(site.home.directory)
+        stale = kept_weights(task, home, site.weights, 1)
+        assert stale is not None and kept_weights(task, home, other, 1) is None
+        wanted = {digest(one): digest(finetune(task, home, resident, one)) for one in (site.weights, other)}
+    assert digest(stale) == wanted[digest(site.weights)] != wanted[digest(other)]
+    site.agent = Agent(site.home)
+    told = site.send(protocol.EvaluateRequest(task, "val", other, personal=1))
+    assert isinstance(told, protocol.StatisticsReply)
+    with closing(Resident("cpu")) as resident:
+        fresh = kept_weights(task, resident.site(site.home.directory), other, 1)
+    assert fresh is not None and digest(fresh) == wanted[digest(other)]
     site.agent.close()
 
 
