@@ -105,23 +105,46 @@ def _multilabel(whole: Scored, group: Ints, groups: int, task: Task, k: int, wit
 def _joined(low: Ints, high: Ints, owner: Ints, patient: Ints, owners: int, k: int) -> tuple[Ints, Ints]:
     """First and last bin ``(N,)`` of each image's block: the whole's blocks ``low`` to ``high``, joined from the lowest
     on until every owner is empty or has ``k`` patients; what is left at the top joins what is below it."""
-    starts, block = np.unique(low, return_inverse=True)
-    members = [np.flatnonzero(block == number) for number in range(len(starts))]
-    closed: list[list[int]] = []
-    pending: list[int] = []
-    for rows in members:
-        pending += rows.tolist()
-        if _holds(pending, owner, patient, owners, k):
-            closed.append(pending)
-            pending = []
-    while pending and closed and not _holds(pending, owner, patient, owners, k):
-        pending = closed.pop() + pending
-    if pending:
-        closed.append(pending)
+    order = np.argsort(low, kind="stable")
+    blocks = [rows for rows in np.split(order, np.flatnonzero(np.diff(low[order])) + 1) if len(rows)]
+    pending, closed = _Pending(owners, k), list[list[Ints]]()
+    for rows in blocks:
+        pending.take(rows, owner, patient)
+        if pending.holds:
+            closed.append(pending.rows)
+            pending = _Pending(owners, k)
+    while pending.rows and closed and not pending.holds:
+        for rows in closed.pop():
+            pending.take(rows, owner, patient)
+    if pending.rows:
+        closed.append(pending.rows)
     first, last = low.copy(), high.copy()
-    for joined in closed:
+    for parts in closed:
+        joined = np.concatenate(parts)
         first[joined], last[joined] = low[joined].min(), high[joined].max()
     return first, last
+
+
+class _Pending:
+    """Blocks that are being joined, each of whose rows is looked at once: who owns what of them."""
+
+    def __init__(self, owners: int, k: int) -> None:
+        self.rows: list[Ints] = []
+        self._patients: list[set[int]] = [set() for _ in range(owners)]
+        self._k, self._short = k, 0
+
+    def take(self, rows: Ints, owner: Ints, patient: Ints) -> None:
+        self.rows.append(rows)
+        for who, whose in zip(owner[rows].tolist(), patient[rows].tolist(), strict=True):
+            patients = self._patients[who]
+            if whose not in patients:
+                patients.add(whose)
+                self._short += (len(patients) == 1) - (len(patients) == self._k)
+
+    @property
+    def holds(self) -> bool:
+        """Whether every owner is empty or has ``k`` patients."""
+        return self._short == 0
 
 
 def _holds(rows: Sequence[int], owner: Ints, patient: Ints, owners: int, k: int) -> bool:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from common.errors import ProtocolError
-from common.metrics import METRICS, Counts, Layout, Moments, Reference, choose_threshold
-from common.metrics.layout import Scored
+from common.metrics import METRICS, Counts, Layout, Moments, Reference, choose_threshold, joint
+from common.metrics.layout import Ints, Scored
 from common.metrics.subgroup_moments import (
     GroupMoments,
     gaps,
@@ -330,3 +330,50 @@ def test_forged_groups_are_refused(change: object, words: str) -> None:
     change(sent)  # type: ignore[operator]
     with pytest.raises(ProtocolError, match=words):
         Subgroups.from_arrays(sent, layout)
+
+
+def joined_slowly(low: Ints, high: Ints, owner: Ints, patient: Ints, k: int) -> list[tuple[int, int]]:
+    """The rule of ``joint._joined``, word for word: each block looked at anew with all that waits before it."""
+
+    def holds(rows: list[int]) -> bool:
+        owned = {who: {int(patient[row]) for row in rows if owner[row] == who} for who in {int(owner[r]) for r in rows}}
+        return all(len(patients) >= k for patients in owned.values())
+
+    closed: list[list[int]] = []
+    pending: list[int] = []
+    for start in np.unique(low):
+        pending += np.flatnonzero(low == start).tolist()
+        if holds(pending):
+            closed.append(pending)
+            pending = []
+    while pending and closed and not holds(pending):
+        pending = closed.pop() + pending
+    block = {row: rows for rows in [*closed, pending] for row in rows}
+    return [(min(low[block[row]]), max(high[block[row]])) for row in range(len(low))]
+
+
+@given(st.integers(0, 60), st.integers(1, 4), st.integers(2, 6), st.integers(1, 30), st.integers(0, 2**32))
+def test_blocks_are_joined_as_the_rule_says_it(images_: int, owners: int, k: int, wide: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    low = random.integers(0, 64 // wide + 1, images_) * wide
+    owner, patient = random.integers(0, owners, images_), random.integers(0, max(1, images_ // 2), images_)
+    first, last = joint._joined(low, low + wide - 1, owner, patient, owners, k)
+    assert list(zip(first.tolist(), last.tolist(), strict=True)) == joined_slowly(
+        low, low + wide - 1, owner, patient, k
+    )
+
+
+def test_joining_looks_at_no_image_more_than_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of one image each, and one patient who is alone to the end: all is joined, from below and from above."""
+    looked: list[int] = []
+    take = joint._Pending.take
+
+    def counted(self: joint._Pending, rows: Ints, owner: Ints, patient: Ints) -> None:
+        looked.append(len(rows))
+        take(self, rows, owner, patient)
+
+    monkeypatch.setattr(joint._Pending, "take", counted)
+    low = np.arange(5000)
+    owner, patient = (low == 4999).astype(np.int64), low
+    first, last = joint._joined(low, low, owner, patient, 2, 10)
+    assert (first == 0).all() and (last == 4999).all() and sum(looked) < 10_000
