@@ -42,8 +42,8 @@ from client.replies import Identity, Replies
 from client.secagg import Memory, SecureSums
 from client.survey import left_in_survey
 from common import protocol
-from common import secure_messages as secure
 from common.errors import FedwardError, IdentityError, PolicyError, RoundSpent
+from common.protocol import secure
 from common.secagg import Context
 from common.study import Study
 from common.weights import digest

@@ -42,7 +42,6 @@ from client.training import FitSeed, LocalFit
 from client.vault.prepared import PreparedView
 from client.vault.view import ViewCache
 from common import protocol
-from common import secure_messages as secure
 from common.accounting import Mechanism
 from common.basis import Basis
 from common.contribution import clipped
@@ -51,6 +50,7 @@ from common.memory import keep_freed_memory
 from common.metrics import Found, Question
 from common.models import build
 from common.noise_shares import shares_of
+from common.protocol import secure
 from common.randomness import seed_for
 from common.study import Study
 from common.weights import Weights, all_finite, changing_names, digest, restore, trainable_names

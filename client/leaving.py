@@ -5,7 +5,7 @@ from __future__ import annotations
 from common import protocol
 from common.metrics.paired.wire import compares_models, compares_readers
 from common.metrics.passes import tells_outlines
-from common.secure_messages import MaskedReply
+from common.protocol.secure import MaskedReply
 from common.study import Study
 
 LEDGER_HEAD = "ledger head"

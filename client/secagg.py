@@ -22,12 +22,12 @@ from pydantic import ConfigDict, TypeAdapter
 from client.peers import Peers
 from client.releases import Releases
 from common import protocol
-from common import secure_messages as secure
 from common.central import check_colluders
 from common.contribution import RowLayout
 from common.errors import AggregationRefused, AttemptOver
 from common.files import write_atomically
 from common.masking import KEY_BYTES, Pair, agree, derive, mask, seal, unseal
+from common.protocol import secure
 from common.secagg import Bundle, Context, Group, incoming
 from common.shamir import SHARE_BYTES, share
 from common.study import SecureAggregationSpec

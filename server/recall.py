@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from common import protocol
-from common import secure_messages as secure
+from common.protocol import secure
 from server.asking import UNREACHED, Answer, Link, ask, may_yet
 
 OTHER_ROSTER = "roster-differs"

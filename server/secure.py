@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from common import protocol
-from common import secure_messages as secure
 from common.contribution import Row, RowLayout, Sum
 from common.errors import (
     AggregationRefused,
@@ -33,6 +32,7 @@ from common.errors import (
 )
 from common.files import make_folder, sweep, write_atomically
 from common.identity import PublicKey
+from common.protocol import secure
 from common.secagg import Bundle, Context, Group, incoming
 from common.study import Study
 from common.study_secure import FEWEST

@@ -9,8 +9,8 @@ from itertools import combinations, islice
 from common.contribution import Row
 from common.errors import ReplyRefused
 from common.masking import Pair, agree, derive, mask
+from common.protocol.secure import UnmaskReply
 from common.secagg import Bundle, Group, commitment
-from common.secure_messages import UnmaskReply
 from common.shamir import restore
 
 _MOST_TRIES = 1000

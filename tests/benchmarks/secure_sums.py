@@ -25,8 +25,9 @@ from client.peers import Peers
 from client.releases import Releases
 from client.secagg import Memory, SecureSums
 from common import protocol
-from common import secure_messages as secure
 from common.identity import SiteKey
+from common.protocol import secure
+from common.weights import Weights
 from server.aggregation import FixedPointSum
 from server.asking import Link, SignedRoster
 from server.events import EventLog
@@ -41,7 +42,7 @@ EXAMPLES, LOSS = 400, 0.5
 class Timed(fed.Scripted):
     """A Grid that knows what its sites cost, and what went over it."""
 
-    def __init__(self, sums: dict[str, SecureSums], trained: protocol.Weights, absent: str = "") -> None:
+    def __init__(self, sums: dict[str, SecureSums], trained: Weights, absent: str = "") -> None:
         super().__init__(sums, self.play)
         self._sums, self._trained, self._absent = sums, trained, absent
         self.cpu: Counter[str] = Counter()

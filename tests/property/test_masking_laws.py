@@ -16,8 +16,8 @@ from common import shamir
 from common.contribution import RowLayout, clipped
 from common.errors import AggregationRefused, ModelError
 from common.masking import Pair, agree, derive, mask, seal, unseal
+from common.protocol.secure import UnmaskReply
 from common.secagg import Bundle, Context, Group, commitment
-from common.secure_messages import UnmaskReply
 from common.study_secure import SecureAggregationSpec
 from common.weights import delta_norm
 from server.aggregation import FixedPointSum

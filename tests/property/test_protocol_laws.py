@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from common import protocol
 from common.errors import ProtocolError
 from common.packing import pack
+from common.survey import SPLITS
 from common.weights import DTYPES
 from tests.unit import federation as fed
 
@@ -63,7 +64,7 @@ def test_requests_come_out_as_they_went_in(sent: Any, round_: int, repeat: int, 
     st.integers(-(2**60), 2**60),
     st.floats(),
     st.floats(0, 1e9),
-    st.fixed_dictionaries({}, optional={split: st.integers(0, 2**31 - 1) for split in protocol.SPLITS}),
+    st.fixed_dictionaries({}, optional={split: st.integers(0, 2**31 - 1) for split in SPLITS}),
 )
 def test_replies_come_out_as_they_went_in(
     site: str, sent: Any, round_: int, examples: int, loss: float, seconds: float, images: dict[str, int]

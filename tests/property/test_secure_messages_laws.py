@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common import protocol
-from common import secure_messages as secure
 from common.errors import ProtocolError
 from common.packing import pack
+from common.protocol import secure
 from common.secagg import Bundle
 from tests.unit import federation as fed
 from tests.unit.secure_fixtures import SENT, study

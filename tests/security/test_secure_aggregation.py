@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from client.secagg import SecureSums
 from common import protocol
-from common import secure_messages as secure
 from common.contribution import RowLayout
 from common.errors import AggregationRefused, AttemptOver, RoundReleased
 from common.identity import SiteKey
 from common.masking import Pair
+from common.protocol import secure
 from common.secagg import Bundle, Context, Group, incoming
 from common.study_secure import SecureAggregationSpec
 from tests.unit.secure_fixtures import KEYS, NAMES, ROSTER, SENT, Sites, study, update

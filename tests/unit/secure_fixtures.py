@@ -12,9 +12,9 @@ from client.peers import Peers
 from client.releases import RELEASES, Releases
 from client.secagg import Memory, SecureSums
 from common import protocol
-from common import secure_messages as secure
 from common.errors import FedwardError
 from common.identity import SiteKey
+from common.protocol import secure
 from common.study import Study
 from common.weights import Weights
 from server.aggregation import FixedPointSum

@@ -26,6 +26,7 @@ from common import protocol
 from common.basis import Basis
 from common.errors import ProtocolError, VaultError
 from common.models import build_initial
+from common.protocol import messages
 from common.study import Study
 from common.survey import Survey
 from common.weights import digest, state_of
@@ -296,7 +297,7 @@ def test_a_coordinator_of_another_protocol_is_told_who_must_upgrade(
         assert older in caplog.text
         # What that coordinator makes of the answer, whose own protocol is theirs.
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(protocol, "VERSION", theirs)
+            patch.setattr(messages, "VERSION", theirs)
             said = opened("north", answer)
         assert said.reason.startswith(f"another version: that site speaks protocol {ours}")
         assert may_yet(said.word), "it is waited for"

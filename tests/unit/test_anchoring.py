@@ -11,10 +11,10 @@ import pytest
 from client.federation import join_request, new_identity
 from client.home import Home
 from common import protocol
-from common import secure_messages as secure
 from common.anchors import Anchor, Anchored, sign
 from common.errors import ReplyRefused
 from common.identity import SiteKey
+from common.protocol import secure
 from server.anchoring import FILE, AnchorDesk
 from server.asking import Link, SignedRoster
 from server.cli import roster

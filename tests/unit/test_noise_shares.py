@@ -28,7 +28,7 @@ from common.identity import SiteKey
 from common.models import build
 from common.noise_shares import Shares, concentrated, shares_of
 from common.protocol import TrainReply
-from common.secure_messages import MaskedReply, Secured
+from common.protocol.secure import MaskedReply, Secured
 from common.study import Study
 from common.weights import Weights, state_of
 from server.aggregation import Layout, build_aggregator

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from common import protocol
-from common import secure_messages as secure
 from common.errors import RunError
+from common.protocol import secure
 from server.secure import AttemptFailed, RoundLost
 from tests.unit.secure_fixtures import NAMES, PHASES, SENT, Coordinator, Sites, same, study
 

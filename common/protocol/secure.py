@@ -1,39 +1,34 @@
-"""The messages of a secure sum (``common.secagg``), and what of them is written in a record of Flower's.
-
-``common.protocol`` puts them into messages and takes them out. Everything is held to its size here; what it means, the
-receiver checks.
-"""
+"""The phases of a secure sum (``common.secagg``). Everything is held to its size here; what it means, the receiver
+checks."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from common.errors import ProtocolError
 from common.masking import KEY_BYTES, TAG_BYTES
+from common.packing import pack, unpack
+from common.protocol.records import ALIAS, MOST_SITES, Fields, Written, get, record_of
+from common.protocol.task import Task
 from common.secagg import Bundle
 from common.shamir import SHARE_BYTES
-
-if TYPE_CHECKING:
-    from common.protocol import Task
 
 KEYS, SHARES, SURVIVORS, UNMASK = "query.keys", "query.shares", "query.survivors", "query.unmask"
 SEALED_BYTES = 2 * SHARE_BYTES + TAG_BYTES
 """Of two shares, a seed's and a mask key's, sealed."""
-ROW = ("uint64",)
-
-_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ROW = ("uint64",)
 _ATTEMPT = re.compile(r"[0-9a-f]{32}")
 _WEIGHTS = re.compile(r"([0-9a-f]{64}){1,2}")
-_MOST_SITES = 1000
 _MOST_SHARES = 500_000
 _SIGNATURE_BYTES = 128
-Fields = dict[str, Any]
 Envelopes = Mapping[str, Mapping[str, bytes]]
 """Sender -> receiver -> a share, sealed."""
 
@@ -122,13 +117,13 @@ class UnmaskReply:
 
 PhaseRequest = KeysRequest | SharesRequest | SurvivorsRequest | UnmaskRequest
 PhaseReply = KeysReply | SharesReply | SurvivorsReply | UnmaskReply
-KINDS: Mapping[type[PhaseRequest], str] = {
+_KINDS: Mapping[type[PhaseRequest], str] = {
     KeysRequest: KEYS,
     SharesRequest: SHARES,
     SurvivorsRequest: SURVIVORS,
     UnmaskRequest: UNMASK,
 }
-REPLIES: Mapping[type[PhaseReply], str] = {
+_REPLIES: Mapping[type[PhaseReply], str] = {
     KeysReply: "keys",
     SharesReply: "shares",
     SurvivorsReply: "survivors",
@@ -136,7 +131,11 @@ REPLIES: Mapping[type[PhaseReply], str] = {
 }
 
 
-def request_fields(request: PhaseRequest) -> Fields:
+def write_request(request: PhaseRequest) -> Written:
+    return Written(_KINDS[type(request)], records={"secure": ConfigRecord(_request_fields(request))})
+
+
+def _request_fields(request: PhaseRequest) -> Fields:
     """What a request holds beside its task, flat."""
     fields: Fields = {"attempt": request.attempt}
     if isinstance(request, KeysRequest):
@@ -149,8 +148,10 @@ def request_fields(request: PhaseRequest) -> Fields:
     return fields
 
 
-def open_request(kind: str, task: Task, fields: Mapping[str, Any]) -> PhaseRequest:
-    """Raises :class:`ProtocolError`."""
+def _read_request(kind: str, content: RecordDict, _: Mapping[str, Any], task: Task) -> PhaseRequest:
+    if task.summed is None:
+        raise ProtocolError("keys for a secure sum are asked for, and the study has none; upgrade the coordinator")
+    fields = record_of(content, "secure", ConfigRecord)
     attempt = _word(fields, "attempt", _ATTEMPT)
     if kind == KEYS:
         return KeysRequest(task, attempt, _word(fields, "weights", _WEIGHTS))
@@ -162,7 +163,17 @@ def open_request(kind: str, task: Task, fields: Mapping[str, Any]) -> PhaseReque
     return UnmaskRequest(task, attempt, survivors, _open_table(fields, "signature", 1, _SIGNATURE_BYTES))
 
 
-def reply_fields(reply: PhaseReply) -> Fields:
+READ_REQUESTS: Mapping[str, Callable[[RecordDict, Mapping[str, Any], Task], PhaseRequest]] = {
+    kind: partial(_read_request, kind) for kind in _KINDS.values()
+}
+"""By kind; raise :class:`ProtocolError`."""
+
+
+def write_reply(reply: PhaseReply) -> Written:
+    return Written(_REPLIES[type(reply)], records={"secure": ConfigRecord(_reply_fields(reply))})
+
+
+def _reply_fields(reply: PhaseReply) -> Fields:
     """What a reply holds beside the site's name, flat."""
     if isinstance(reply, KeysReply):
         return _bundles([reply.bundle])
@@ -173,8 +184,8 @@ def reply_fields(reply: PhaseReply) -> Fields:
     return _table("seed", reply.seeds) | _table("key", reply.keys)
 
 
-def open_reply(kind: str, site: str, fields: Mapping[str, Any]) -> PhaseReply:
-    """Raises :class:`ProtocolError`."""
+def _read_reply(kind: str, content: RecordDict, _: Mapping[str, Any], site: str) -> PhaseReply:
+    fields = record_of(content, "secure", ConfigRecord)
     if kind == "keys":
         bundles = _open_bundles(fields)
         if [bundle.site for bundle in bundles] != [site]:
@@ -187,6 +198,26 @@ def open_reply(kind: str, site: str, fields: Mapping[str, Any]) -> PhaseReply:
         return SurvivorsReply(site, signature)
     shares = (_open_table(fields, name, SHARE_BYTES, SHARE_BYTES) for name in ("seed", "key"))
     return UnmaskReply(site, *shares)
+
+
+READ_REPLIES: Mapping[str, Callable[[RecordDict, Mapping[str, Any], str], PhaseReply]] = {
+    kind: partial(_read_reply, kind) for kind in _REPLIES.values()
+}
+"""By kind; raise :class:`ProtocolError`."""
+
+
+def write_masked(reply: MaskedReply) -> Written:
+    return Written("masked", {"round": reply.round}, {"row": pack({"row": reply.row}, _ROW)})
+
+
+def read_masked(content: RecordDict, head: Mapping[str, Any], site: str) -> MaskedReply:
+    """Whether the row is of the study's length is for the coordinator to see. Raises :class:`ProtocolError`."""
+    round_ = get(head, "round", int)
+    found = unpack(record_of(content, "row", ArrayRecord), _ROW)
+    row = found.get("row")
+    if len(found) != 1 or row is None or row.ndim != 1:
+        raise ProtocolError("a masked reply is not one row of numbers; upgrade that site")
+    return MaskedReply(site, round_, row)
 
 
 def secured_fields(secured: Secured) -> Fields:
@@ -245,7 +276,7 @@ def _word(fields: Mapping[str, Any], key: str, pattern: re.Pattern[str]) -> str:
 
 
 def _aliases(fields: Mapping[str, Any], key: str) -> list[str]:
-    names = _names(fields, key, _MOST_SITES)
+    names = _names(fields, key, MOST_SITES)
     if len(set(names)) != len(names):
         raise ProtocolError(f"the message's field {key!r} names a site twice")
     return names
@@ -255,7 +286,7 @@ def _names(fields: Mapping[str, Any], key: str, most: int) -> list[str]:
     values = fields.get(key)
     if not isinstance(values, list) or len(values) > most:
         raise ProtocolError(f"the message's field {key!r} is no list of at most {most}; upgrade the older side")
-    if not all(isinstance(value, str) and _ALIAS.fullmatch(value) for value in values):
+    if not all(isinstance(value, str) and ALIAS.fullmatch(value) for value in values):
         raise ProtocolError(f"the message's field {key!r} holds what is no site's name")
     return values
 
