@@ -33,6 +33,7 @@ from client.judgement import OVER, Federation
 from client.leaving import LEDGER_HEAD, kinds
 from client.ledger import Ledger
 from client.left import REPLY
+from client.own_package import has_own, keep_own, own_folder
 from client.payment import Payment, Purse
 from client.peers import Peers
 from client.personal import PERSONAL, Personal
@@ -189,16 +190,37 @@ class Agent:
         return protocol.Refusal(self.membership.alias, verdict.code, until, PROGRAM)
 
     def _take_model(self, request: protocol.DeliveryRequest) -> protocol.Reply:
-        """Kept first, then the study ends, then its replies go: killed in between, the model comes again."""
+        """Kept first, then the site's own, then the study ends, then replies go: killed in between, it comes again."""
         study, federation = request.task.study, self._federation()
         code = self._approvals.delivery(study, federation)
         if code is not None:
             logger.info("the model of study %s %s is not taken: %s", study.name, study.hash[:12], code)
             return protocol.Refusal(self.membership.alias, code)
         kept = delivery.receive(self.home, self.membership, request)
+        later = self._keep_own(study)
+        if later is not None:
+            return later
         self._approvals.finish(study.hash, federation)
         self._forget(study.hash)
         return protocol.Receipt(self.membership.alias, kept)
+
+    def _keep_own(self, study: Study) -> protocol.Refusal | None:
+        """Put this site's own model, where the study has one, beside that of all; a refusal where it must wait.
+
+        Images are read for it, so its people must let the study work now; taking the model of all asks for less.
+        """
+        if not has_own(study) or own_folder(self.home, study).exists():
+            return None
+        no = self._objection(study)
+        if no is not None and no.code == "outside-hours":
+            return no
+        made = None if no is not None else keep_own(self.home, self.membership, self._resident, study)
+        if made is not None:
+            logger.info("this site's own model of study %s %s is in %s", study.name, study.hash[:12], made.name)
+        else:
+            why = "nothing of it is left here" if no is None else f"the study may not work here now ({no.code})"
+            logger.warning("this site keeps no own model of study %s %s: %s", study.name, study.hash[:12], why)
+        return None
 
     def _units(self, study: Study) -> int:
         """Training patients (or images) that ``study`` would protect here; counted once for each state of the vault."""

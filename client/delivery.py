@@ -1,7 +1,9 @@
 """Finished models that a coordinator has brought: checked, kept whole in ``models/``, listed, checked again.
 
 A package (``common.package``) is believed for its signature, by the key that this site has confirmed by phone; its
-weights are read as arrays of the study's own names, shapes and types, and nothing in it is ever executed.
+weights are read as arrays of the study's own names, shapes and types, and nothing in it is ever executed. Beside them
+lie this site's own models (``client.own_package``), which are believed because the audit log knows that they were made
+here.
 """
 
 from __future__ import annotations
@@ -17,18 +19,40 @@ from typing import Any
 
 from client.federation import Membership
 from client.home import Home
-from client.left import RECEIVED
+from client.left import OWN_MADE, RECEIVED
 from client.vault import database
-from common.errors import FedwardError, IdentityError, ModelError, PackageError, ReplyRefused, StoreError, StudyError
+from common.errors import (
+    FedwardError,
+    IdentityError,
+    ModelError,
+    PackageError,
+    ReplyRefused,
+    StoreError,
+    StudyError,
+    one_line,
+)
 from common.identity import PublicKey, make_private_folder
 from common.models import build
-from common.package import CARD, MANIFEST, MOST_BYTES, PARTS, STUDY, SUMMARY, WEIGHTS, Manifest
+from common.package import (
+    CARD,
+    MANIFEST,
+    MOST_BYTES,
+    PARTS,
+    STUDY,
+    SUMMARY,
+    WEIGHTS,
+    AnyManifest,
+    Manifest,
+    OwnManifest,
+    open_manifest,
+)
 from common.protocol import DeliveryRequest
 from common.study import Study
 from common.weights import Weights, check_like, parse, state_of
 
 MODELS = "models"
 """Below a site's directory."""
+_LEAST_HASH = 6
 _HEADER_BYTES = 1 << 20
 """Room for the names and shapes before a weights file's numbers."""
 
@@ -38,11 +62,26 @@ class Received:
     """A model in ``models/``."""
 
     folder: Path
-    manifest: Manifest
+    manifest: AnyManifest
     signer: PublicKey
     study: Study
     summary: Mapping[str, Any]
     """``summary.json``: rounds, thresholds, test result."""
+
+    @property
+    def own(self) -> bool:
+        """Whether it is a hospital's own, signed by that hospital alone."""
+        return isinstance(self.manifest, OwnManifest)
+
+    def check(self) -> None:
+        """Every file again: as it was signed, of the study that was signed, weights that fit. Whose key it was, the
+        caller has to find out. Raises :class:`PackageError`.
+        """
+        files = contents(self.folder)
+        self.manifest.check(files)
+        _check_contents(files, self.study, state_of(build(self.study, 0), copy=False))
+        if self.manifest.study != self.study.hash:
+            raise PackageError(f"{self.folder.name} holds another study than its manifest names; do not use it")
 
 
 def receive(home: Home, membership: Membership, request: DeliveryRequest) -> str:
@@ -67,7 +106,7 @@ def receive(home: Home, membership: Membership, request: DeliveryRequest) -> str
         present = opened(folder)
         if present.manifest.files != manifest.files:
             raise PackageError(f"another model of study {study.hash[:12]} is here already; call the coordinator")
-        present.manifest.check(_contents(folder))
+        present.manifest.check(contents(folder))
         return present.manifest.files[WEIGHTS].sha256
     template = state_of(build(study, 0), copy=False)
     _check_sizes(files, template)
@@ -79,13 +118,38 @@ def receive(home: Home, membership: Membership, request: DeliveryRequest) -> str
         RECEIVED,
         {**facts, "weights": manifest.files[WEIGHTS].sha256, "coordinator": membership.coordinator.fingerprint},
     )
-    _keep(models, folder, {**files, MANIFEST: memoryview(request.manifest)})
+    keep(folder, {**files, MANIFEST: memoryview(request.manifest)})
     return manifest.files[WEIGHTS].sha256
 
 
 def folder_of(study: Study) -> str:
     """The name of a study's folder in ``models/``."""
     return f"{study.name.replace(' ', '-')}-{study.hash[:12]}"
+
+
+def own_beside(folder: Path) -> Path:
+    """Where a site's own model lies, or would, beside that of all in ``folder``."""
+    return folder.with_name(f"{folder.name}-own")
+
+
+def find(home: Home, name: str) -> Received:
+    """The one model whose folder is ``name`` (a path to it does), or whose study's hash begins so.
+
+    Of a hash the model of all is meant. Raises :class:`PackageError`.
+    """
+    found = [one for one in received(home) if isinstance(one, Received)]
+    wanted = Path(name).name
+    fitting = [
+        one
+        for one in found
+        if one.folder.name == wanted or (len(name) >= _LEAST_HASH and one.study.hash.startswith(name) and not one.own)
+    ]
+    if len(fitting) != 1:
+        there = ", ".join(one.folder.name for one in found) or "none yet"
+        raise PackageError(
+            f"{len(fitting)} models in {MODELS}/ go by {one_line(name)}; name a folder or a study's hash: {there}"
+        )
+    return fitting[0]
 
 
 def received(home: Home) -> Iterator[Received | tuple[Path, FedwardError]]:
@@ -101,29 +165,28 @@ def received(home: Home) -> Iterator[Received | tuple[Path, FedwardError]]:
 
 def opened(folder: Path) -> Received:
     """The model in ``folder``, its manifest's signature checked, its files not. Raises :class:`FedwardError`."""
-    contents = {name: _read(folder / name) for name in (MANIFEST, STUDY, SUMMARY)}
-    manifest, signer = Manifest.open(contents[MANIFEST])
-    study = Study.parse(contents[STUDY].decode("utf-8", "replace"), str(folder / STUDY))
-    return Received(folder, manifest, signer, study, _json(contents[SUMMARY], SUMMARY))
+    found = {name: _read(folder / name) for name in (MANIFEST, STUDY, SUMMARY)}
+    manifest, signer = open_manifest(found[MANIFEST])
+    study = Study.parse(found[STUDY].decode("utf-8", "replace"), str(folder / STUDY))
+    return Received(folder, manifest, signer, study, _json(found[SUMMARY], SUMMARY))
 
 
 def verify(home: Home, model: Received) -> None:
-    """Check everything again: the files, the signature, and that the log has this model come from this coordinator.
+    """Check everything again: the files, the signature, and that the log has this model come, or made here.
 
     Raises :class:`PackageError`, :class:`ModelError`.
     """
-    files = _contents(model.folder)
-    model.manifest.check(files)
-    _check_contents(files, model.study, state_of(build(model.study, 0), copy=False))
-    if model.manifest.study != model.study.hash:
-        raise PackageError(f"{model.folder.name} holds another study than its manifest names; do not use it")
+    model.check()
+    signer = model.signer.fingerprint
     facts = {"study": model.study.hash, "weights": model.manifest.files[WEIGHTS].sha256}
-    facts["coordinator"] = model.signer.fingerprint
-    if not any(entry.event == RECEIVED and facts.items() <= entry.facts.items() for entry in home.audit.entries()):
-        raise PackageError(
-            f"the audit log does not know {model.folder.name} with the signature of {model.signer.fingerprint}; "
-            "it was not brought by this site's agent: do not use it"
-        )
+    if model.own:
+        event, facts["key"] = OWN_MADE, signer
+        no = "it was not made by this site's agent: do not use it"
+    else:
+        event, facts["coordinator"] = RECEIVED, signer
+        no = "it was not brought by this site's agent: do not use it"
+    if not any(entry.event == event and facts.items() <= entry.facts.items() for entry in home.audit.entries()):
+        raise PackageError(f"the audit log does not know {model.folder.name} with the signature of {signer}; {no}")
 
 
 def _check_sizes(files: Mapping[str, memoryview], template: Weights) -> None:
@@ -160,7 +223,8 @@ def _json(content: bytes, name: str) -> dict[str, Any]:
     return found
 
 
-def _contents(folder: Path) -> dict[str, bytes]:
+def contents(folder: Path) -> dict[str, bytes]:
+    """A package's files but the manifest, unchecked. Raises :class:`PackageError`."""
     return {name: _read(folder / name) for name in PARTS}
 
 
@@ -174,9 +238,12 @@ def _read(path: Path) -> bytes:
         ) from None
 
 
-def _keep(models: Path, folder: Path, files: Mapping[str, memoryview]) -> None:
-    """All files or none, on the disk when this returns. What a killed agent left half-made goes first."""
-    made = None
+def keep(folder: Path, files: Mapping[str, bytes | memoryview]) -> None:
+    """All files or none, on the disk when this returns. What was killed and left half-made goes first.
+
+    Raises :class:`StoreError`.
+    """
+    models, made = folder.parent, None
     try:
         make_private_folder(models)
         for left in models.glob(".*.new-*"):

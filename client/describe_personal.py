@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from common.study import Study
 
-_KEPT = "It is encrypted, never leaves, and is erased when the study ends."
+_NEVER = "It is encrypted, never leaves, and is erased when the study ends."
+_KEPT = (
+    "It is encrypted and never leaves. When the finished model comes, this site's own is put beside it in models/, "
+    "not encrypted, signed by this site; no message takes it along, and the rest is erased. Where the study is "
+    "withdrawn or expires before that, all of it is erased."
+)
 
 
 def personal_words(study: Study) -> str:
@@ -27,7 +32,7 @@ def personal_words(study: Study) -> str:
         case _:
             return (
                 "Each step here is corrected for how this site's images differ from the others'. For that a record of "
-                f"this site's mean gradient is kept here. {_KEPT} For the coordinator it follows from the weights "
+                f"this site's mean gradient is kept here. {_NEVER} For the coordinator it follows from the weights "
                 "and the sum of learning rates that leave; every site is sent the mean of all."
             )
     if study.metrics_suppressed:

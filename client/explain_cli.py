@@ -13,7 +13,7 @@ import torch
 
 from client.app import Resident
 from client.cli import ask_passphrase
-from client.delivery import MODELS, Received, received, verify
+from client.delivery import find, verify
 from client.explaining.examples import Example, examples
 from client.explaining.faithfulness import measure
 from client.explaining.heatmaps import METHODS, HeatMaps, Method
@@ -21,7 +21,7 @@ from client.explaining.pictures import picture
 from client.home import Home
 from common.basis import Basis
 from common.csv_text import cell_text
-from common.errors import DataError, PackageError, StoreError, StudyError, one_line
+from common.errors import DataError, StoreError, StudyError
 from common.metrics.faithfulness import Faithfulness
 from common.models import build
 from common.package import CARD, WEIGHTS
@@ -31,7 +31,6 @@ from common.weights import load, restore
 EXPLAINED = "explained"
 """Event of the audit log: pictures of patients were written in the clear, how many and where."""
 INDEX = "index.csv"
-_LEAST_HASH = 6
 _WORDS = (
     ("pointed", "hottest point inside the finding"),
     ("chance", "of a random point"),
@@ -53,7 +52,7 @@ def explain(
         raise StudyError(f"--method: unknown method {method!r}; known: {', '.join(METHODS)}")
     wanted: Method | None = next((known for known in METHODS if known == method), None)
     home = Home.open(directory)
-    model = _chosen(home, name)
+    model = find(home, name)
     verify(home, model)
     study = model.study
     basis = Basis.from_json(json.loads((model.folder / CARD).read_bytes()).get("basis"), study)
@@ -82,21 +81,6 @@ def explain(
     print(f"{len(found)} pictures by {maps.method} in {out}; {INDEX} says which vault row each is of")
     print("\n".join(_lines(measured, confidence)))
     print("These are images of patients, in the clear. Remove the folder when you are done; nothing else keeps them.")
-
-
-def _chosen(home: Home, name: str) -> Received:
-    """The one model whose folder is ``name`` (a path to it does), or whose study's hash begins so."""
-    found = [one for one in received(home) if isinstance(one, Received)]
-    wanted = Path(name).name
-    fitting = [
-        one for one in found if one.folder.name == wanted or (len(name) >= 6 and one.study.hash.startswith(name))
-    ]
-    if len(fitting) != 1:
-        there = ", ".join(one.folder.name for one in found) or "none yet"
-        raise PackageError(
-            f"{len(fitting)} models in {MODELS}/ go by {one_line(name)}; name a folder or a study's hash: {there}"
-        )
-    return fitting[0]
 
 
 def _require_free(out: Path) -> None:

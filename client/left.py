@@ -14,6 +14,9 @@ from common.audit import Entry
 REPLY, RECEIVED = "reply", "model-received"
 """Of the audit log: a reply is about to leave (once: what is sent again has the same bytes); a finished model came, of
 which a receipt leaves."""
+OWN_MADE, EXPORTED = "own-model-made", "model-exported"
+"""Of the audit log too, of what no message takes along: this site's own model was put into ``models/``; a finished
+model was copied to a place that its operator named."""
 FIT = "train.fit"
 """The kind of request that a fit answers (``common.protocol.TRAIN``)."""
 _RECEIPT_BYTES = 32

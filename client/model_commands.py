@@ -1,4 +1,4 @@
-"""``fedward site models`` and ``explain``: the finished models that came. Attached to ``fedward site``."""
+"""``fedward site models``, ``export-model`` and ``explain``: finished models here. Attached to ``fedward site``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,22 @@ def models(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the finished models that coordinators have brought, with what their cards say."""
+    """List the finished models that coordinators have brought, and this site's own, with what their cards say."""
     from client import model_cli
 
     model_cli.models(site, verify=verify, as_json=as_json)
+
+
+@app.command("export-model")
+def export_model(
+    model: Annotated[str, typer.Argument(help="A finished model's folder in models/, or its study's hash.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the copy; only you will be able to open it.")],
+    site: Site = HERE,
+) -> None:
+    """Copy a finished model to another place in your hospital: verified first, and on record."""
+    from client import model_cli
+
+    model_cli.export(site, model, out)
 
 
 @app.command()

@@ -23,9 +23,10 @@ from common.metrics import (
     choose_threshold,
     summarise,
 )
+from common.results import thresholds_json
 from server.asking import Link
 from server.recall import Call
-from server.results import Trained, thresholds_json
+from server.results import Trained
 from server.testing import SiteGone, read
 
 

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from common import central, privacy
 from common.basis import Basis
+from common.calibration import calibration_json
 from common.errors import ProtocolError, RunError
 from common.files import write_atomically
-from common.metrics import GRID, FirstPass, Summary, Thresholds, choose_outline, choose_threshold
+from common.metrics import GRID, FirstPass, Thresholds, choose_outline, choose_threshold
+from common.results import summary_json, thresholds_json
 from common.study import Study
 from common.weights import Weights, save
-from server.calibration import calibration_json
 from server.checkpoints import Progress
 from server.examined import examined_json
 from server.examining import Examined
@@ -55,36 +54,6 @@ def finish(work: Work, progress: Progress) -> Trained:
     thresholds = choose_threshold(found.counts, work.study.evaluation.threshold)
     outline = None if found.outlines is None else choose_outline(found.outlines)
     return Trained(work, progress, found, thresholds, outline)
-
-
-def thresholds_json(thresholds: Thresholds, study: Study) -> dict[str, float]:
-    """Class -> the score from which an image counts as positive; empty for multiclass (argmax)."""
-    return dict(zip(study.scored_classes, thresholds.edges.tolist(), strict=False))
-
-
-def summary_json(summary: Summary, study: Study) -> dict[str, Any]:
-    """A summary as it stands in ``results.json``."""
-    names = study.scored_classes
-    found: dict[str, Any] = {
-        "test": {metric: interval.to_dict() for metric, interval in summary.overall.items()},
-        "per_class": {
-            name: {metric: interval.to_dict() for metric, interval in summary.per_class[index].items()}
-            for index, name in enumerate(names)
-        },
-        "roc": {},
-    }
-    for index, name in enumerate(names):
-        curve = summary.roc(index)
-        if curve is not None:
-            fpr, tpr = (np.round(axis, 5).tolist() for axis in curve)
-            found["roc"][name] = {"fpr": fpr, "tpr": tpr}
-    if summary.confusion is not None:
-        if study.task == "multiclass":
-            found["confusion_matrix"] = summary.confusion.tolist()
-        else:
-            tables = summary.confusion.reshape(-1, 2, 2).tolist()
-            found["confusion"] = dict(zip(names, tables, strict=True))
-    return found
 
 
 def privacy_json(arm: Trained) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from client.evaluation import Scores, first_pass
 from client.lesions import second_pass
 from common.errors import DataError, RunError
 from common.metrics import Found, Question, Reference
+from common.results import summary_json
 from common.weights import Weights, load
 from server.outlines import outlines_json
-from server.results import Card, read_card, summary_json
+from server.results import Card, read_card
 from server.testing import summed_up
 from simulations.datasets import open_source
 from simulations.runfolder import Folder

@@ -80,7 +80,19 @@ def open_document(kind: str, data: bytes, by: PublicKey | None = None) -> Opened
     return Opened(found["body"], signer)
 
 
-KINDS = frozenset({"join-request", "join-kit", "roster", "key-handover", "model-package", "decision", "ledger-anchor"})
+KINDS = frozenset(
+    {"join-request", "join-kit", "roster", "key-handover", "model-package", "own-model", "decision", "ledger-anchor"}
+)
+
+
+def kind_of(data: bytes) -> str | None:
+    """The kind that a document names, of :data:`KINDS`; nothing of it is checked, and opening it checks this too."""
+    try:
+        found = json.loads(data[:MOST_BYTES])
+    except (ValueError, RecursionError):
+        return None
+    named = found.get("kind") if isinstance(found, dict) else None
+    return named if isinstance(named, str) and named in KINDS else None
 
 
 def canonical(value: object) -> bytes:

@@ -1,4 +1,4 @@
-"""Calibration of a model as ``results.json`` has it (``server.calibration``)."""
+"""Calibration of a model as ``results.json`` has it (``common.calibration``)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from common.files import write_atomically
 from common.metrics import Summary
-from server.results import summary_json
+from common.results import summary_json
 from simulations import environment
 from simulations.search.files import study_yaml, with_weights_from, write_csv, write_json
 from simulations.search.page import write_page

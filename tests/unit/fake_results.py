@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from common.calibration import calibration_json
 from common.metrics import Counts, Layout, Reference, choose_threshold
 from common.metrics.paired import Models, Pair, compare
 from common.randomness import generator
 from common.study import Study
-from server.calibration import calibration_json
 from server.comparisons import comparison_json, correct
 
 QUALITY = {"federated": 2.4, "pooled": 2.5, "local": 1.3}

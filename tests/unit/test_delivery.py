@@ -6,7 +6,7 @@ import json
 import pickle
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -51,15 +51,21 @@ def site(tmp_path: Path) -> Iterator[Site]:
 class Run:
     """A finished run of the site's coordinator, and the package it makes."""
 
-    def __init__(self, site: Site, sites: tuple[str, ...] = ("north", "south")) -> None:
+    def __init__(
+        self,
+        site: Site,
+        sites: tuple[str, ...] = ("north", "south"),
+        study: Study = OURS,
+        arm: Mapping[str, Any] = {"rounds": 4, "kept_round": 3},
+    ) -> None:
         self.site = site
-        self.folder = RunFolder.launch(site.coordinator.runs, OURS, Path(), datetime(2027, 5, 1, tzinfo=UTC))
-        arm = {"rounds": 4, "kept_round": 3, "stopped_early": False, "thresholds": {"pneumonia": 0.5}, "roc": {}}
-        arm |= {"test": {"auc": CELL}, "per_class": {"pneumonia": {"auc": CELL}}, "sites": {"south": "its own"}}
-        self.put("results.json", {"study_hash": OURS.hash, "arms": {"federated": arm}})
+        self.folder = RunFolder.launch(site.coordinator.runs, study, Path(), datetime(2027, 5, 1, tzinfo=UTC))
+        facts = {**arm, "stopped_early": False, "thresholds": {"pneumonia": 0.5}, "roc": {}}
+        facts |= {"test": {"auc": CELL}, "per_class": {"pneumonia": {"auc": CELL}}, "sites": {"south": "its own"}}
+        self.put("results.json", {"study_hash": study.hash, "arms": {"federated": facts}})
         self.put(
             "model.json",
-            {"study": json.loads(OURS.canonical()), "study_hash": OURS.hash, "thresholds": {"pneumonia": 0.5}},
+            {"study": json.loads(study.canonical()), "study_hash": study.hash, "thresholds": {"pneumonia": 0.5}},
         )
         save(site.weights, self.folder.path / WEIGHTS)
         self.folder.turn(
