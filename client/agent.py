@@ -41,6 +41,7 @@ from client.policy import Policy
 from client.releases import RELEASES, Releases
 from client.replies import Identity, Replies
 from client.secagg import Memory, SecureSums
+from client.settled import SETTLED, Settled
 from client.survey import left_in_survey
 from common import protocol
 from common.errors import FedwardError, IdentityError, PolicyError, RoundSpent
@@ -57,6 +58,7 @@ MOST_ROSTERS_A_DAY = 256
 """Each is a line or two of the audit log."""
 _DAY_S = 86_400.0
 _REMEMBERED = 256
+_DIGEST = 64
 
 
 class Agent:
@@ -71,6 +73,7 @@ class Agent:
         self._approvals = Approvals(home, Purse(self._ledger, self._units))
         self._resident = Resident(_device(self._approvals.policy()), passphrase=home.passphrase, masks=False)
         self._releases = Releases(home.state / RELEASES)
+        self._settled = Settled(home.state / SETTLED)
         self._sums = SecureSums(
             lambda: Peers.of_member(self.membership), Memory(), self._releases, note=self._note_unmasked
         )
@@ -95,6 +98,7 @@ class Agent:
     def close(self) -> None:
         self._replies.close()
         self._releases.close()
+        self._settled.close()
         self._approvals.close()
         self._resident.close()
 
@@ -270,6 +274,9 @@ class Agent:
             )
         if isinstance(request, protocol.TrainRequest) and request.secured is not None:
             self._sums.join(request)  # before hours of work
+        if isinstance(request, protocol.EvaluateRequest | protocol.MomentsRequest):
+            started = self._replies.spent(identity.study, identity.arm, identity.repeat, 1)
+            self._settled.hold(request, identity.digest[:_DIGEST], None if started is None else started[:_DIGEST])
         kept = self._replies.kept(identity)
         if kept is not None:
             logger.info("%s of round %d was answered before; the same reply goes again", identity.kind, identity.round)

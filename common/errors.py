@@ -194,6 +194,13 @@ class RoundSpent(FedwardError):
     exit_code = 6
 
 
+class SettledOtherwise(FedwardError):
+    """A run's test was asked of another model, or at other thresholds, than when it was first asked."""
+
+    code = "settled-otherwise"
+    exit_code = 6
+
+
 class AggregationRefused(FedwardError):
     """A secure sum was asked for in a way that could tell of one site, or with what is not signed or not whole."""
 

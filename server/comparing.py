@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, TypeVar
 
+import numpy as np
+
 from common import protocol
-from common.metrics import FirstPass, Reference, choose_threshold
+from common.metrics import FirstPass, Reference, Thresholds, choose_threshold
 from common.metrics.paired import Comparison, Models, compare
 from common.metrics.paired.wire import (
     Given,
@@ -24,14 +26,17 @@ from common.metrics.paired.wire import (
 from common.models import build_initial
 from common.randomness import seed_for
 from common.study import Study
-from common.weights import Weights, state_of
+from common.weights import Weights, digest, state_of
 from server.asking import Link
+from server.checkpoints import save_progress
 from server.comparisons import Row, comparison_json, correct
 from server.results import Trained
 from server.testing import Tested, gather
 
 MODEL = "model"
 """Who stands beside readers."""
+_CHOSEN = "compared_at"
+"""In a run's facts: second models' thresholds, by the names that studies give them."""
 
 
 class _Sum(Protocol):
@@ -72,7 +77,7 @@ def compare_as_asked(link: Link, arm: Trained, tested: Tested, sites: Mapping[st
     for name in study.evaluation.compare:
         other = _second(arm, name)
         if other is not None:
-            found.models.append(comparison_json(asking.model(other), (arm.name, name), "all", study))
+            found.models.append(comparison_json(asking.model(name, other), (arm.name, name), "all", study))
     if study.evaluation.readers:
         names = (MODEL, *study.evaluation.readers)
         for (one, other_), comparison in zip(pairs(study.evaluation.readers), asking.readers(), strict=True):
@@ -104,11 +109,10 @@ class _Asking:
         self._reference = Reference(tested.overall.reference.counts, arm.thresholds)
         self.moved = 0
 
-    def model(self, weights: Weights) -> Comparison:
-        """The kept model against another."""
+    def model(self, name: str, weights: Weights) -> Comparison:
+        """The kept model against another, which the study calls ``name``."""
         evaluation = self._study.evaluation
-        validated = self._added(protocol.EvaluateRequest(self._task, "val", weights), FirstPass)
-        thresholds = choose_threshold(validated.counts, evaluation.threshold)
+        thresholds = self._thresholds(name, weights)
         given = Given((self._arm.thresholds.position, thresholds.position))
         tables = self._added(self._first(protocol.Beside(given.to_arrays(), weights)), ModelTables)
         other = Reference(tables.second.counts, thresholds)
@@ -116,6 +120,22 @@ class _Asking:
         found = self._added(self._second(protocol.Beside(reference.to_arrays(), weights)), ModelSpreads)
         models = Models((self._reference, other), found.areas)
         return compare(tables.joint, found.spread, models, evaluation.confidence)
+
+    def _thresholds(self, name: str, weights: Weights) -> Thresholds:
+        """A second model's, from validation; once in a run, and on the disk before a site is told them: sites compare
+        at one set of thresholds, and with a site that has left meanwhile validation would choose another."""
+        chosen = self._arm.progress.facts.setdefault(_CHOSEN, {})
+        own = digest(weights)
+        if chosen.get(name, {}).get("model") != own:
+            validated = self._added(protocol.EvaluateRequest(self._task, "val", weights), FirstPass)
+            found = choose_threshold(validated.counts, self._study.evaluation.threshold)
+            chosen[name] = {"model": own, "position": found.position.tolist(), "chosen": found.chosen.tolist()}
+            work = self._arm.work
+            if work.checkpoint is not None:
+                save_progress(work.checkpoint, self._arm.progress, key=work.key)
+        known = chosen[name]
+        bins = self._study.evaluation.bins
+        return Thresholds(np.array(known["position"], np.int64), np.array(known["chosen"], np.bool_), bins)
 
     def readers(self) -> list[Comparison]:
         """The model against each reader, then every two readers; of hospitals without readings nothing."""

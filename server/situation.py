@@ -42,6 +42,7 @@ ANSWERS: Mapping[str, str] = {
     "audit-unusable": "cannot write its audit log",
     "ledger-rolled-back": "has an older copy of its privacy ledger: its people must restore the newer one",
     "anchor-refused": "does not believe an anchor that it was sent: call them",
+    "settled-otherwise": "was asked for another test than at first: resume the run that it was first asked by",
     "site-store-unusable": "cannot keep its replies: its disk is full or damaged",
 }
 """What a site's answer means, for those that need words."""

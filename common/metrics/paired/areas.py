@@ -29,15 +29,17 @@ class Areas:
     parts: Ints
     """``(C, 2)`` the same of its two parts: over negatives, over positives."""
     withheld: Ints
-    """``(C + 1,)`` sites that withheld a sum because too few patients stand elsewhere under the second model."""
+    """``(C + 1,)`` sites that withheld a sum for the small-cell rule."""
     patients: int
 
     @classmethod
     def of(cls, first: Scored, second: Scored, references: tuple[Reference, Reference], min_cell: int = 1) -> Areas:
         """A site's sums, of the same images under two models, each with its own reference.
 
-        Under the small-cell rule an image stands where each model's counts tell it to be. Where the models put 1 to
-        k - 1 patients elsewhere, what is squared would be of these alone, and is withheld.
+        Under the small-cell rule an image stands where each model's counts tell it to be, and a sum is withheld as
+        soon as the models put anybody elsewhere: the references are the coordinator's to choose, and two whose shares
+        jump at one bin each make the sum a count of the few who stand between these bins. Nothing is lost, for where
+        counts leave in blocks the AUC is bounds, of which no variance is asked (:mod:`~.comparison`).
         """
         layout = references[0].counts.layout
         both = [first, second]
@@ -53,7 +55,7 @@ class Areas:
         squares = halved(np.column_stack([difference.sum(axis=2), overall]))
         parts = halved(difference)
         moved = _moved(both[0], both[1], layout, min_cell)
-        small = (moved > 0) & (moved < min_cell)
+        small = (moved > 0) & (min_cell > 1)
         squares[small] = 0
         parts[small[:-1]] = 0
         known = cells.presence(both[0].patient, both[0].patients, both[0].known).any(axis=1).sum()
