@@ -240,12 +240,32 @@ def predict(
         int | None, typer.Option(min=1, help="Processes that decode files. Default: one a core.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu or cuda:N.")] = "auto",
+    signed_by: Annotated[
+        str | None, typer.Option(help="Fingerprint of the model's signer, as they read it out by phone.")
+    ] = None,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="Use a model for which no signature vouches, as of a run of your own.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Order images by how likely they are abnormal. Research software: every case must still be read."""
+    """Order images by how likely they are abnormal. Research software: every case must still be read.
+
+    A model in a site's models/ is verified with that site's audit log; any other needs --signed-by or --unverified.
+    """
     from simulations.predict import cli
 
-    cli.predict(model, images, site=site, out=out, normal=normal, workers=workers, device=device, as_json=as_json)
+    cli.predict(
+        model,
+        images,
+        site=site,
+        out=out,
+        normal=normal,
+        workers=workers,
+        device=device,
+        signed_by=signed_by,
+        unverified=unverified,
+        as_json=as_json,
+    )
 
 
 @privacy_app.command("audit")

@@ -17,7 +17,8 @@ from common.errors import DataError, RunError, one_line
 from common.files import write_atomically
 from simulations.predict.cases import Cases, FolderCases, VaultCases
 from simulations.predict.model import Model
-from simulations.predict.worklist import NOTICE, Urgency, Worklist, make, rows, table
+from simulations.predict.trust import Trust, check
+from simulations.predict.worklist import NOTICE, SYNTHETIC, Urgency, Worklist, make, rows, table
 
 _MOST_SHOWN = 20
 
@@ -31,11 +32,15 @@ def predict(
     normal: str | None,
     workers: int | None,
     device: str,
+    signed_by: str | None,
+    unverified: bool,
     as_json: bool,
 ) -> None:
     """Score the images and write the worklist: to ``out``, else to standard output."""
     if (images is None) == (site is None):
         raise RunError("name the folder of the images, or a site's directory with --site; one of the two")
+    Model.require(model_folder)
+    trust = check(model_folder, site=site, signed_by=signed_by, unverified=unverified)
     model = Model(model_folder, device)
     urgency = Urgency(model, normal)
     with _cases(model, images, site, workers or os.cpu_count() or 1) as cases:
@@ -43,14 +48,15 @@ def predict(
         if not found.cases:
             first = f": {one_line(found.unreadable[0].case)}: {found.unreadable[0].reason}" if found.unreadable else ""
             raise DataError(f"none of {len(found.unreadable)} files could be scored{first}")
-        about = _about(model, urgency, found, cases)
-    text = table(found, urgency.study)
+        about = _about(model, trust, urgency, found, cases)
+    notice = " ".join(filter(None, [NOTICE, SYNTHETIC if model.synthetic else "", trust.notice]))
+    text = table(found, urgency.study, notice)
     if out is not None:
         write_atomically(out, text.encode(), mode=0o600)  # it says something of patients
     if as_json:
         for row in rows(found):
             print(json.dumps(row, ensure_ascii=False))
-        print(json.dumps({"event": "finished", **about, "notice": NOTICE}, ensure_ascii=False))
+        print(json.dumps({"event": "finished", **about, "notice": notice}, ensure_ascii=False))
         return
     if out is None:
         sys.stdout.write(text)
@@ -75,7 +81,7 @@ def _cases(model: Model, images: Path | None, site: Path | None, workers: int) -
         resident.close()
 
 
-def _about(model: Model, urgency: Urgency, found: Worklist, cases: Cases) -> dict[str, object]:
+def _about(model: Model, trust: Trust, urgency: Urgency, found: Worklist, cases: Cases) -> dict[str, object]:
     count = len(found.cases)
     return {
         "cases": count,
@@ -83,6 +89,9 @@ def _about(model: Model, urgency: Urgency, found: Worklist, cases: Cases) -> dic
         "unreadable": len(found.unreadable),
         "study": urgency.study.name,
         "study_hash": urgency.study.hash,
+        "verified": trust.verified,
+        "whose": trust.whose,
+        "signed_by": trust.signer,
         "normal": urgency.normal,
         "trained_on_synthetic": model.synthetic,
         "calibrated": bool(model.temperatures.values),
@@ -100,6 +109,7 @@ def _tell(found: Worklist, about: dict[str, object], out: Path | None) -> None:
         print(line, file=sys.stderr)
 
     say(f"{about['cases']} cases, {about['images']} images, by {about['study']}")
+    say(f"the model: {about['whose']}{'' if about['verified'] else ': NOT VERIFIED'}")
     if about["trained_on_synthetic"]:
         say("the model was trained on SYNTHETIC images: of patients it says nothing")
     if not about["calibrated"]:

@@ -49,8 +49,7 @@ class Model:
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         """Raises :class:`RunError` for a folder without a whole model, :class:`DeviceError`."""
-        if not (folder / "model.json").exists():
-            raise RunError(f"{folder} has no model: {Folder(folder).what_now}")
+        self.require(folder)
         self.card: Card = read_card(folder)
         self.device = choose_device(device)
         facts = _facts(folder)
@@ -63,6 +62,12 @@ class Model:
         check_like(weights, state_of(model))
         restore(model, weights)
         self._model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @staticmethod
+    def require(folder: Path) -> None:
+        """Raises :class:`RunError` for a folder without a model."""
+        if not (folder / "model.json").exists():
+            raise RunError(f"{folder} has no model: {Folder(folder).what_now}")
 
     def scores(self, images: Sequence[NDArray[np.uint8]]) -> Floats:
         """``(N, C)`` of images ``(C, H, W)``, as an evaluation has them; C = 1 for binary and segmentation."""

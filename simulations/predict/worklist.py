@@ -18,6 +18,7 @@ from simulations.predict.cases import Image, Unreadable
 from simulations.predict.model import Floats, Model
 
 NOTICE = "Research software, not a medical device: the order is a suggestion, and every case must be read."
+SYNTHETIC = "The model was trained on SYNTHETIC images: of patients it says nothing."
 BATCH = 64
 """Images that are held at a time."""
 
@@ -145,8 +146,8 @@ def rows(found: Worklist) -> Iterator[dict[str, Any]]:
         yield {"event": "unreadable", "case": clean(one.case), "reason": one.reason}
 
 
-def table(found: Worklist, study: Study) -> str:
-    """The worklist as CSV; every line says what it is, for lines travel alone."""
+def table(found: Worklist, study: Study, notice: str = NOTICE) -> str:
+    """The worklist as CSV; every line says what it is (``notice``), for lines travel alone."""
     buffer = io.StringIO()
     lines = csv.writer(buffer, lineterminator="\n")
     columns = [f"score {name}" for name in study.scored_classes]
@@ -163,11 +164,11 @@ def table(found: Worklist, study: Study) -> str:
             case.images,
             case.image,
             "",
-            NOTICE,
+            notice,
         ]
         lines.writerow([cell_text(cell) for cell in cells])
     for one in found.unreadable:
         blank = [""] * len(columns)
-        cells = ["", one.case, "", "not scored", *blank, "", "", one.reason, NOTICE]
+        cells = ["", one.case, "", "not scored", *blank, "", "", one.reason, notice]
         lines.writerow([cell_text(cell) for cell in cells])
     return buffer.getvalue()

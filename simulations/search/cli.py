@@ -101,7 +101,7 @@ def _start(
     study = Study.load(study_path)
     if changes:
         study = study.derive(**changes)
-    if study.outlines and "metric" not in spec.model_fields_set:
+    if study.task == "segmentation" and "metric" not in spec.model_fields_set:  # by what its rounds are kept
         spec = spec.model_copy(update={"metric": "dice"})
     check_parts(study, study_path)
     require_some(study, spec, where)

@@ -182,8 +182,8 @@ class _Watch:
             self.failed = f"round {event['round']}: {_listed(event['sites'])}"
         elif event["event"] == "site-absent":
             self.failed = str(event["reason"])
-        elif event["event"] == "round" and event[self._key] is not None:
-            self.curve.append((event["round"], event[self._key]))
+        elif event["event"] == "round" and (score := event.get(self._key)) is not None:  # not every round is validated
+            self.curve.append((event["round"], score))
             if self._pruner is not None and event["round"] < event["rounds"]:
                 self._pruner.judge(self.curve)
 

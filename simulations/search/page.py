@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from simulations.search.run import Search
 
 _TEXT = False
+_OUTLINED = (
+    " So was the threshold of outlines, on which Dice and lesions depend. The Dice that trials are judged by is of all "
+    "pixels together; the one here is the mean over images with a finding."
+)
 _METHODS = {"grid": "all combinations", "random": "random draws", "tpe": "Optuna's tree-structured Parzen estimator"}
 
 
@@ -186,14 +190,17 @@ def _together(found: Summary) -> list[Block]:
             [Column("Metric", numeric=_TEXT), Column("Value")],
             rows,
             "Each patient once, scored by the model that had not seen it; intervals are clustered by patient. The "
-            "threshold was chosen on these same scores, which favours what depends on it a little; the AUC does not.",
+            "threshold was chosen on these same scores, which favours what depends on it a little; the AUC does not."
+            + (_OUTLINED if found.outlines is not None else ""),
         )
     ]
 
 
 def _folds(spec: SearchSpec, best: Judged) -> Table:
+    outlined = any(fit.dice is not None for fit in best.fits)
     columns = [
         Column("Fold", numeric=_TEXT),
+        *([Column("Dice")] if outlined else []),
         Column("AUC"),
         Column("Loss"),
         Column("Patients"),
@@ -204,6 +211,7 @@ def _folds(spec: SearchSpec, best: Judged) -> Table:
     rows = [
         [
             Cell(str(fit.fold) if spec.folds else "validation split"),
+            *([Cell("-" if fit.dice is None else f"{fit.dice:.4f}")] if outlined else []),
             Cell("-" if fit.auc is None else f"{fit.auc:.4f}"),
             Cell("-" if fit.loss is None else f"{fit.loss:.4f}"),
             Cell(count(fit.patients)),

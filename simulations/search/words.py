@@ -65,9 +65,10 @@ def closing(spec: SearchSpec, judged: Sequence[Judged], best: Judged | None, tog
         if count:
             lines.append(f"{count} of {len(judged)} trials {status}: the page says why")
     if together is not None:
-        for metric in ("auc", "sensitivity", "specificity"):
-            name = "AUC" if metric == "auc" else metric
-            lines.append(f"out of fold        {name} {interval(together.overall[metric].to_dict())}")
+        outlines = {"dice": "Dice", "lesions_found": "lesions found", "false_lesions": "false lesions an image"}
+        for metric, name in {**outlines, "auc": "AUC", "sensitivity": "", "specificity": ""}.items():
+            if metric in together.overall:
+                lines.append(f"out of fold        {name or metric} {interval(together.overall[metric].to_dict())}")
     if best is not None:
         lines.append(chosen_on(best, spec))
     return lines

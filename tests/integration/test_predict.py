@@ -20,7 +20,8 @@ from common.weights import load, save, state_of
 from server.results import read_card
 from simulations.predict.cases import Image, Unreadable
 from simulations.predict.model import Model, Temperatures
-from simulations.predict.worklist import BATCH, NOTICE, Urgency, make, rows, table
+from simulations.predict.trust import UNVERIFIED
+from simulations.predict.worklist import BATCH, NOTICE, SYNTHETIC, Urgency, make, rows, table
 from tests.integration.commandline import command, refused
 from tests.unit.dicom_objects import content, dataset
 
@@ -59,7 +60,7 @@ def listed(text: str) -> list[dict[str, str]]:
 def test_files_get_the_scores_of_the_runs_own_evaluation(finished, folder, tmp_path):
     home, of_file, _ = folder
     out = tmp_path / "worklist.csv"
-    done = command("predict", finished, home, "--out", out, "--workers", 2, "--device", "cpu")
+    done = command("predict", finished, home, "--out", out, "--workers", 2, "--device", "cpu", "--unverified")
     assert done.code == 0, done.err
     found = listed(out.read_text())
     assert {row["case"]: float(row["score pneumonia"]) for row in found} == pytest.approx(of_file, abs=2e-6)
@@ -68,7 +69,8 @@ def test_files_get_the_scores_of_the_runs_own_evaluation(finished, folder, tmp_p
     assert [int(row["rank"]) for row in found] == list(range(1, len(found) + 1))
     edge = json.loads((finished / "model.json").read_text())["thresholds"]["pneumonia"]
     assert all((row["decision"] == "pneumonia") == (of_file[row["case"]] >= edge) for row in found)
-    assert all(row["notice"] == NOTICE for row in found) and NOTICE in done.err
+    notice = f"{NOTICE} {SYNTHETIC} {UNVERIFIED}"
+    assert all(row["notice"] == notice for row in found) and NOTICE in done.err and "NOT VERIFIED" in done.err
     assert "ms to read and prepare" in done.err and "ms in the model (CPU" in done.err
     assert out.stat().st_mode & 0o077 == 0
 
@@ -76,7 +78,8 @@ def test_files_get_the_scores_of_the_runs_own_evaluation(finished, folder, tmp_p
 @pytest.mark.slow
 def test_a_vaults_patients_are_cases_by_their_pseudonyms(finished, folder):
     _, _, of_patient = folder
-    done = command("predict", finished, "--site", finished / "sites" / "site-1", "--json", "--device", "cpu")
+    vault = finished / "sites" / "site-1"
+    done = command("predict", finished, "--site", vault, "--json", "--device", "cpu", "--unverified")
     assert done.code == 0, done.err
     lines = [json.loads(line) for line in done.out.splitlines()]
     worst = {name.removeprefix("site-1 "): max(all_) for name, all_ in of_patient.items() if name.startswith("site-1 ")}
@@ -85,7 +88,8 @@ def test_a_vaults_patients_are_cases_by_their_pseudonyms(finished, folder):
         name: len(of_patient[f"site-1 {name}"]) for name in worst
     }
     assert lines[-1]["trained_on_synthetic"]
-    assert lines[-1]["event"] == "finished" and lines[-1]["calibrated"] and lines[-1]["notice"] == NOTICE
+    assert lines[-1]["event"] == "finished" and lines[-1]["calibrated"]
+    assert lines[-1]["notice"].startswith(NOTICE) and (lines[-1]["verified"], lines[-1]["signed_by"]) == (False, None)
 
 
 @pytest.mark.slow
@@ -103,7 +107,7 @@ def test_what_cannot_be_read_is_listed_with_its_reason_and_nothing_is_dropped(fi
     (scans / "away.png").symlink_to(home / next(iter(of_file)))
     pixels = np.random.default_rng(0).integers(0, 4096, (40, 40), dtype=np.uint16)
     (scans / "chest.dcm").write_bytes(content(dataset(pixels)))
-    done = command("predict", finished, scans, "--device", "cpu")
+    done = command("predict", finished, scans, "--device", "cpu", "--unverified")
     assert done.code == 0, done.err
     found = listed(done.out)
     assert {row["case"] for row in found if row["rank"]} == {"'=1+1.png", "chest.dcm"}
@@ -117,15 +121,19 @@ def test_what_cannot_be_read_is_listed_with_its_reason_and_nothing_is_dropped(fi
     for path in scans.rglob("*"):
         if path.is_file() and path.name not in ("empty.png", "labels.csv"):
             path.unlink()
-    assert "none of 1 files could be scored: empty.png" in refused(3, "predict", finished, scans)
+    assert "none of 1 files could be scored: empty.png" in refused(3, "predict", finished, scans, "--unverified")
 
 
 def test_what_cannot_be_asked_for_is_said(finished, tmp_path):
     assert "one of the two" in refused(8, "predict", finished)
-    assert "no such file or folder" in refused(3, "predict", finished, tmp_path / "none")
+    assert "add --unverified if you know both" in refused(8, "predict", finished, tmp_path)
+    assert "ask for the signed package" in refused(6, "predict", finished, tmp_path, "--signed-by", "7G3K")
+    assert "no such file or folder" in refused(3, "predict", finished, tmp_path / "none", "--unverified")
     assert "has no model" in refused(8, "predict", tmp_path, tmp_path)
-    assert "pooled" in refused(3, "predict", finished, "--site", finished / "sites" / "pooled")
-    assert "--normal is for multiclass" in refused(2, "predict", finished, tmp_path, "--normal", "normal")
+    pooled = finished / "sites" / "pooled"
+    assert "pooled" in refused(3, "predict", finished, "--site", pooled, "--unverified")
+    normal = ("--normal", "normal")
+    assert "--normal is for multiclass" in refused(2, "predict", finished, tmp_path, *normal, "--unverified")
 
 
 def model(folder: Path, **study: object) -> Model:

@@ -17,6 +17,7 @@ import pytest
 from client.config import SiteConfig
 from client.vault.keys import provider
 from client.vault.store import Vault
+from common.errors import RunError
 from common.study import Study
 from server.events import EventLog
 from simulations.datasets import open_source
@@ -36,6 +37,19 @@ seed: 7
 image: {size: 16}
 model: {name: cnn, norm: none, params: {filters: [2], hidden: [4]}}
 federation: {rounds: 2}
+partition: {kind: iid, sites: 2, min_per_site: 2}
+evaluation: {bins: 64}
+"""
+OUTLINES = """\
+name: outlines
+task: segmentation
+classes: {normal: [normal], opacity: [pneumonia]}
+seed: 7
+data: {phantoms: {images: 48, size: 32, difficulty: 0.1}}
+image: {size: 16}
+model: {name: unet, params: {depth: 1, width: 4}}
+training: {optimiser: {name: adam, lr: 0.01}}
+federation: {rounds: 3, evaluate_every: 2}
 partition: {kind: iid, sites: 2, min_per_site: 2}
 evaluation: {bins: 64}
 """
@@ -178,6 +192,51 @@ def test_a_cross_validation_judges_every_development_patient_once(tmp_path, data
     again = command("simulate", "--resume", out)
     assert again.code == 0 and "2 of 2 fits are there already" in again.err
     assert "leave out --repeats" in refused(8, "simulate", files[0], "--folds", 2, "--repeats", 2)
+
+
+@pytest.mark.slow
+def test_outlines_are_judged_by_dice_on_every_page_and_in_every_table(tmp_path, monkeypatch):
+    study_path, space_path = tmp_path / "study.yaml", tmp_path / "space.yaml"
+    study_path.write_text(OUTLINES)
+    space_path.write_text("method: grid\nspace:\n  training.optimiser.lr: [0.001, 0.01]\n")
+    monkeypatch.setattr(Search, "execute", lambda search, progress: Schedule(search, Here(), EventLog(progress)).run())
+    done = command("search", study_path, space_path, "--out", tmp_path / "s")
+    assert done.code == 0, done.err
+    best, other = outcome(tmp_path / "s")
+    assert "judged by Dice" in done.err and f"  1. trial {best['trial']}    Dice {best['score']:.4f}" in done.out
+    assert best["score"] >= other["score"] > 0 and best["metric"] == "dice"
+    assert [round_ for round_, _ in best["folds"][0]["curve"]] == [2, 3], "the first round was not validated"
+    assert max(score for _, score in best["folds"][0]["curve"]) == pytest.approx(best["score"])
+    page = (tmp_path / "s" / "search.html").read_text()
+    assert f"Trial {best['trial']}: Dice" in page and ">Dice<" in page
+    assert (tmp_path / "s" / "trials.csv").read_text().startswith("rank,trial,status,dice,")
+    kept = Study.load(tmp_path / "s" / "best.yaml")
+    assert kept == Study.load(study_path).derive(**best["params"])
+    # All patients out of fold: what is printed first is what was asked for.
+    done = command("simulate", study_path, "--folds", 2, "--rounds", 1, "--out", tmp_path / "f")
+    assert done.code == 0, done.err
+    assert "out of fold        Dice" in done.out and "lesions found" in done.out
+    assert "threshold of outlines" in (tmp_path / "f" / "search.html").read_text()
+
+
+def test_a_two_stage_study_is_searched_by_what_it_classifies(tmp_path, monkeypatch):
+    """It is kept by AUC; its outlines are a means."""
+    study_path, space_path = tmp_path / "study.yaml", tmp_path / "space.yaml"
+    two = OUTLINES.replace("task: segmentation", "task: binary")
+    two = two.replace("{name: unet, params: {depth: 1, width: 4}}", "{name: segment_classify}")
+    study_path.write_text(two)
+    space_path.write_text("method: grid\nspace:\n  training.optimiser.lr: [0.01, 0.02]\n")
+    asked: list[str] = []
+
+    def started(study, spec, *_):
+        asked.append(spec.metric)
+        raise RunError("enough")
+
+    monkeypatch.setattr(Search, "start", started)
+    refused(8, "search", study_path, space_path, "--out", tmp_path / "s")
+    space_path.write_text("metric: dice\n" + space_path.read_text())
+    refused(8, "search", study_path, space_path, "--out", tmp_path / "s")
+    assert asked == ["auc", "dice"]
 
 
 def test_what_cannot_be_searched_is_said_before_anything_is_made(tmp_path, data, files):

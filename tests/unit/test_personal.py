@@ -472,11 +472,12 @@ from tests.unit import federation
 from client.agent import Agent
 from client.home import Home
 from common import protocol
+from common.study import Study
 from common.weights import load
 
 folder, task, weights = sys.argv[1:]
 agent = Agent(Home.open(Path(folder)))
-study = protocol.Study.load(Path(task))
+study = Study.load(Path(task))
 roster = agent.membership.roster.hash
 asked = protocol.EvaluateRequest(protocol.Task(study, round=2, roster=roster), "val", load(Path(weights)), personal=1)
 reply = protocol.open_reply(agent.answer(protocol.seal(asked).to(1, 60.0)))
