@@ -89,7 +89,7 @@ def draw(
     mask = np.zeros((size, size), np.uint8)
     if finding != NORMAL:
         hounsfield, mask = _with_nodule(hounsfield, lungs, finding, thick, hard, rng)
-    hounsfield, mask = posed(hounsfield, mask, rng)
+    hounsfield, mask = posed(hounsfield, mask, rng.spawn(1)[0])
     smooth, grain = _KERNELS[item.attributes["device"]]
     noise = (10.0 + 30.0 * hard) * grain * np.sqrt(3.0 / thick) * rng.uniform(0.7, 1.3)
     hounsfield = hounsfield + np.float32(noise) * rng.standard_normal((size, size), dtype=np.float32)

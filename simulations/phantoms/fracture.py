@@ -68,7 +68,7 @@ def draw(
     film += _hand(person, size, side_view=side_view)
     film += _soft(person, size, side_view=side_view)
     film *= np.float32(_TONES[item.attributes["device"]] * rng.uniform(0.9, 1.1))
-    film, mask = posed(film, mask, rng, 9.0)
+    film, mask = posed(film, mask, rng.spawn(1)[0], 9.0)
     _marker(film, rng)
     return exposed(film, hard, rng), mask
 

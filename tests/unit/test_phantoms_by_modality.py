@@ -196,6 +196,25 @@ def test_mixed_deals_four_three_and_three_of_ten_in_eight_bits() -> None:
     assert all(len(found) == 1 for found in modalities.values())
 
 
+def test_mixed_cuts_ct_and_radiographs_to_the_region_asked_about_whose_place_does_not_tell() -> None:
+    """A finding lies about the middle and is plain at 32 pixels; beside normal ones lies as much air."""
+    seen: dict[tuple[str, bool], list[float]] = {}
+    size, off = 32, []
+    for item, pixels, mask in read(phantoms("mixed", 400, size=size, difficulty=0.0)):
+        assert pixels.shape[:2] == mask.shape == (size, size)
+        ill, modality = item.labels["label"] != ("normal",), item.attributes["modality"]
+        assert mask.any() == ill
+        if modality == "MR":
+            continue
+        seen.setdefault((modality, ill), []).append(float((pixels < (40 if modality == "DX" else 90)).mean()))
+        if ill:
+            off.append(max(abs(float(at.mean()) / size - 0.5) for at in np.nonzero(mask)))
+            assert mask.sum() >= 6
+    assert np.mean(np.array(off) < 0.25) > 0.9
+    for modality in ("CT", "DX"):
+        assert np.mean(seen[modality, True]) == pytest.approx(np.mean(seen[modality, False]), abs=0.08)
+
+
 def test_a_study_of_three_modalities_is_dealt_to_hospitals(tmp_path: Path) -> None:
     study = Study.parse("""
 name: mixed
