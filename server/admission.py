@@ -14,7 +14,7 @@ from common import protocol
 from common.errors import QuorumError
 from common.study import Study
 from server.asking import Link, SignedRoster, ask, may_yet
-from server.rounds import quorum_of
+from server.work import quorum_of
 
 _MOST_PAUSES = 2
 """A wait grows to this many times ``pause_s``: with the usual 5 s, to ten, so that a run begins soon after the last

@@ -25,11 +25,13 @@ from server.desk import CHECKPOINT
 from server.events import EventLog, JsonLines
 from server.examining import examine
 from server.personal import has_own_models, own_json, test_own_models
+from server.presence import survey
 from server.results import arm_json, finish, write_model
-from server.rounds import Arm, Work, quorum_of, survey
+from server.rounds import Arm
 from server.survey import take
 from server.survey_page import PAGE, write_page
 from server.testing import SiteGone, test_model
+from server.work import Work, quorum_of
 
 
 def federate(link: Link, study: Study, out: Path, *, base: Path) -> dict[str, Any]:

@@ -7,13 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common import protocol
-from common.errors import Interrupted, ProtocolError, ReplyRefused, VersionMismatch
+from common.errors import FedwardError, Interrupted, ProtocolError, ReplyRefused, VersionMismatch
 from common.identity import PublicKey
 from server.events import EventLog
 from server.watch import Watch
@@ -50,6 +50,7 @@ PENDING = frozenset(
 _FLOWER_ERROR = "failed (Flower error"
 OTHER_VERSION = "another version: "
 """Before what is wrong, in :attr:`Answer.reason`."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,19 @@ def ask(
         _forget(link.grid, waiting)
     for site in sorted({*waiting.values(), *unsent}):
         yield Answer(site, None, "not reachable" if site in unsent else "no answer before the deadline", 0)
+
+
+def statistics_of(answer: Answer, round_: int, parse: Callable[[protocol.Statistics], T]) -> T:
+    """What ``parse`` reads from an evaluation's answer. Raises :class:`ReplyRefused` with the reason."""
+    reply = answer.reply
+    if not isinstance(reply, protocol.StatisticsReply):
+        raise ReplyRefused(answer.reason or "wrong kind of reply")
+    if (reply.site, reply.round) != (answer.site, round_):
+        raise ReplyRefused("refused: it answers under another name or for another round")
+    try:
+        return parse(reply.statistics)
+    except FedwardError as error:
+        raise ReplyRefused(f"refused: {error}") from None
 
 
 def _rest(link: Link, seconds: float) -> float:

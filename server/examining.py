@@ -19,8 +19,8 @@ from common.study_examined import LEVELS
 from common.weights import Weights
 from server.asking import Link
 from server.recall import Call
-from server.rounds import Work
 from server.testing import read
+from server.work import Work
 
 MOST_GROUPS = 24
 """Groups of an attribute over all sites; the smaller ones are shown together."""

@@ -21,8 +21,8 @@ from server.checkpoints import Progress
 from server.examined import examined_json
 from server.examining import Examined
 from server.outlines import outlines_json
-from server.rounds import Work
 from server.testing import Tested
+from server.work import Work
 
 FORMAT = 1
 

@@ -25,7 +25,7 @@ from common.survey import Survey
 from server.asking import Answer, Link
 from server.desk import SURVEY
 from server.recall import Call
-from server.rounds import Work
+from server.work import Work
 
 _FORMAT = 1
 

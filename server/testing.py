@@ -11,9 +11,9 @@ from common.errors import QuorumError, ReplyRefused
 from common.metrics import FirstPass, Question, Reference, SecondPass, Summary, Thresholds, summarise, with_outlines
 from common.study import Study
 from common.weights import Weights
-from server.asking import Answer, Link
+from server.asking import Answer, Link, statistics_of
 from server.recall import Call
-from server.rounds import Work, statistics_of
+from server.work import Work
 
 T = TypeVar("T")
 _GONE = ("study-withdrawn", "approval-refused", "not reachable")

@@ -16,9 +16,10 @@ from common.study import Study
 from common.study_personal import PERSONALISED
 from server.asking import Link
 from server.results import Trained, arm_json, finish
-from server.rounds import Arm, Work
+from server.rounds import Arm
 from server.survey import prepare
 from server.testing import Tested, test_model
+from server.work import Work
 from simulations.sites import POOLED
 
 ArmName = Literal["federated", "local", "pooled", "personalised"]

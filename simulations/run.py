@@ -24,9 +24,9 @@ from server.comparisons import correct
 from server.events import EventLog, JsonLines, Sink
 from server.examining import Examined, examine
 from server.personal import OwnModels, has_own_models, test_own_models
+from server.presence import survey
 from server.report import write_metrics_csv, write_report
 from server.results import Trained, arm_json, write_model
-from server.rounds import survey
 from simulations import environment
 from simulations.arms import TRAINED, ArmName, local_json, test_all, train_all, works
 from simulations.compare import Rows, compared

@@ -18,9 +18,12 @@ from common.weights import Weights
 from server.asking import Link
 from server.checkpoints import Arrays
 from server.events import EventLog, Sink
+from server.judging import pooled_dice
+from server.presence import survey
 from server.results import finish
-from server.rounds import Arm, Work, pooled_dice, survey
+from server.rounds import Arm
 from server.survey import prepare
+from server.work import Work
 from simulations.engine import InProcessGrid
 from simulations.search.pruning import Curve, Pruned, Pruner
 

@@ -27,7 +27,7 @@ from common.weights import state_of
 from server.asking import Link, ask
 from server.events import EventLog
 from server.fleet_grid import FleetGrid
-from server.rounds import survey
+from server.presence import survey
 from server.superlink import Fleet, FleetError
 from tests.integration.fleet_fixtures import Agent, Authority, all_online, peak_growth, resident_bytes, wait_for
 

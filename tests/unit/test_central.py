@@ -46,7 +46,8 @@ from server.asking import Link
 from server.central import NoisedMean
 from server.package import _central as card_words
 from server.plan_cli import plan
-from server.rounds import Arm, Work
+from server.rounds import Arm
+from server.work import Work
 from tests.unit import federation as fed
 from tests.unit.test_noise import Keyed, suspicious
 

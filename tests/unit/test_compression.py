@@ -21,12 +21,12 @@ from common.compression import Compression, Update, compress, decompress
 from common.errors import ProtocolError, ReplyRefused, RoundSpent, StoreError, StudyError
 from common.study import Study
 from common.weights import digest
-from server.rounds import Arm, Work
+from server.work import Work
 from simulations.engine import InProcessGrid
 from tests.unit import federation as fed
 from tests.unit.test_agent import OURS, Site
 from tests.unit.test_replies import opened
-from tests.unit.test_rounds import NODES, SITES, comparable, link_to, train, work
+from tests.unit.test_rounds import NODES, SITES, comparable, kill_in_the_third_round, train, work
 
 INT8 = fed.study(**{"federation.compression": "int8"})
 RUN = (INT8.hash, "federated", 0)
@@ -224,10 +224,7 @@ def test_a_run_in_eight_bits_is_smaller_and_the_same_when_resumed(grid: InProces
     assert len(sizes) == 9 and max(sizes) < 0.55 * plain, "of a tiny model; its names and buffers are as large"
     assert digest(train(grid, work(INT8)).weights) == digest(first.weights), "over what the run before has left"
     interrupted = work(INT8, checkpoint=tmp_path / "checkpoint")
-    arm = Arm(link_to(grid), interrupted)
-    for round_ in (1, 2):
-        arm._round(round_, 3)
-    Arm(link_to(grid), interrupted)._train(3, arm.progress.weights, {"bytes": 0, "sites": {}})  # trained, never saved
+    kill_in_the_third_round(grid, interrupted)
     resumed = train(grid, interrupted)
     assert digest(resumed.weights) == digest(first.weights)
     assert comparable(resumed.history) == comparable(first.history)

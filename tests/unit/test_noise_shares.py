@@ -34,7 +34,8 @@ from common.weights import Weights, state_of
 from server.aggregation import Layout, build_aggregator
 from server.asking import Link, SignedRoster
 from server.checks import check_sum
-from server.rounds import Arm, Work
+from server.rounds import Arm
+from server.work import Work
 from tests.unit import federation as fed
 from tests.unit import secure_fixtures
 from tests.unit.test_agent import OURS, Site

@@ -43,7 +43,7 @@ from simulations.engine import InProcessGrid
 from simulations.sites import roster_of
 from tests.unit import federation as fed
 from tests.unit.test_agent import OURS, Site
-from tests.unit.test_rounds import NODES, SITES, comparable, link_to, train, work
+from tests.unit.test_rounds import NODES, SITES, comparable, kill_in_the_third_round, link_to, train, work
 
 SGD = {"training.optimiser": {"name": "sgd", "lr": 0.1}}
 
@@ -283,7 +283,7 @@ def test_a_refused_reply_leaves_variates_that_cancel(grid: InProcessGrid, homes:
     arm = Arm(link_to(fed.Bent(grid, refuse)), work(study))
     for round_ in (1, 2, 3):
         arm._round(round_, 3)
-        variate = arm._variate
+        variate = arm._fits.variate
         assert variate is not None
         total: dict[str, NDArray[Any]] = {}
         for alias, last in variate.counted.items():
@@ -316,10 +316,7 @@ def test_a_run_that_was_killed_in_a_round_ends_with_the_same_models(
     first = train(grid, work(study))
     models = own(first)
     interrupted = work(study, checkpoint=tmp_path / "checkpoint")
-    arm = Arm(link_to(grid), interrupted)
-    for round_ in (1, 2):
-        arm._round(round_, 3)
-    Arm(link_to(grid), interrupted)._train(3, arm.progress.weights, {"bytes": 0, "sites": {}})  # trained, never saved
+    kill_in_the_third_round(grid, interrupted)
     resumed = train(grid, interrupted)
     assert digest(resumed.weights) == digest(first.weights)
     assert own(resumed) == models and len(set(models)) == 3

@@ -18,8 +18,9 @@ from common.weights import digest
 from server.asking import Link, SignedRoster
 from server.checkpoints import Progress
 from server.events import EventLog
-from server.rounds import Arm, Work
+from server.rounds import Arm
 from server.standing import Standing
+from server.work import Work
 from tests.unit import federation as fed
 
 SITES = ("east", "north", "west")

@@ -32,9 +32,10 @@ from server import survey as surveys
 from server.app import federate
 from server.asking import Link
 from server.results import read_card
-from server.rounds import Arm, Work
+from server.rounds import Arm
 from server.survey_findings import findings
 from server.survey_page import page, write_page
+from server.work import Work
 from simulations.engine import InProcessGrid
 from simulations.external import evaluate_run
 from tests.unit import federation as fed
