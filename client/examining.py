@@ -17,13 +17,11 @@ from common.corruptions import corrupted
 from common.errors import PrivacyError
 from common.metrics import Layout
 from common.metrics.subgroup_moments import measure, moments_arrays, open_reference
-from common.metrics.subgroups import NOT_RECORDED, OTHER, SEVERAL, Subgroups, is_name, told
+from common.metrics.subgroups import MOST_GROUPS, NOT_RECORDED, OTHER, SEVERAL, Subgroups, is_name, told
 from common.randomness import seed_for
 from common.study import Study
 from common.study_examined import SITE, band_names
 
-MOST_GROUPS = 24
-"""Of an attribute, at all sites together."""
 MOST_CHARACTERS = 32
 """Of a value that is told; longer ones are free text."""
 _AGE = re.compile(r"(\d{1,3})(?:\.\d+|-\d{1,3}|\+)?")

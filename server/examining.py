@@ -13,7 +13,7 @@ from typing import TypeVar
 from common import protocol
 from common.metrics import Counts, FirstPass, Layout, Moments, Reference, Summary, Thresholds, summarise
 from common.metrics.subgroup_moments import GroupMoments, merged, open_moments, reference_arrays
-from common.metrics.subgroups import Subgroups
+from common.metrics.subgroups import MOST_GROUPS, Subgroups
 from common.study import Study
 from common.study_examined import LEVELS
 from common.weights import Weights
@@ -22,8 +22,6 @@ from server.recall import Call
 from server.testing import read
 from server.work import Work
 
-MOST_GROUPS = 24
-"""Groups of an attribute over all sites; the smaller ones are shown together."""
 T = TypeVar("T")
 _TEST = "test"
 

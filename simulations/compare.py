@@ -5,7 +5,8 @@ A real federation has no such owner; there, models are compared from sums (``sim
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def compared(
             groups.append((site, owner == sites.index(site)))
         for group, mask in groups:
             if mask.any():
-                found += _compare(name, group, mask, ours, theirs, (trained["federated"], arm), study, repeat)
+                pair = _Pair(name, group, mask, (ours, theirs), (trained["federated"], arm), study, repeat)
+                found += pair.rows()
                 both = _of(ours, mask), _of(theirs, mask)
                 summed = from_sums(*both, owner[mask], (trained["federated"].thresholds, arm.thresholds), study)
                 sums.append(comparison_json(summed, ("federated", name), group, study))
@@ -92,63 +94,53 @@ def _of(scores: Scores, mask: NDArray[np.bool_]) -> Scores:
     return Scores(scores.scores[mask], scores.targets[mask], scores.patients[mask], scores.loss[mask])
 
 
-def _compare(
-    name: str,
-    group: str,
-    mask: NDArray[np.bool_],
-    ours: Scores,
-    theirs: Scores,
-    arms: Sequence[Trained],
-    study: Study,
-    repeat: int,
-) -> Rows:
-    rows = []
-    for metric in METRICS:
-        edges = [None if study.task == "multiclass" else arm.thresholds.edges for arm in arms]
-        difference = paired_bootstrap(
-            ours.scores[mask],
-            theirs.scores[mask],
-            ours.targets[mask],
-            ours.patients[mask],
-            metric,
-            *edges,
-            resamples=study.evaluation.bootstrap,
-            confidence=study.evaluation.confidence,
-            seed=seed_for(study.seed, repeat, group, "bootstrap"),
-        )
-        rows.append({"a": "federated", "b": name, "metric": metric, "on": group, **difference.to_dict()})
-    return rows + [
-        {"a": "federated", "b": name, "metric": metric, "on": group, **difference.to_dict()}
-        for metric, difference in _overlaps(group, mask, ours, theirs, arms, study, repeat)
-    ]
+@dataclass(frozen=True)
+class _Pair:
+    """The federated model and another on the same images; ``on``: whose patients, ``all`` or a hospital's."""
 
+    name: str
+    on: str
+    mask: NDArray[np.bool_]
+    scores: tuple[Scores, Scores]
+    arms: tuple[Trained, Trained]
+    study: Study
+    repeat: int
 
-def _overlaps(
-    group: str,
-    mask: NDArray[np.bool_],
-    ours: Scores,
-    theirs: Scores,
-    arms: Sequence[Trained],
-    study: Study,
-    repeat: int,
-) -> Iterator[tuple[str, Difference]]:
-    """Mean overlaps over the images that have anything to outline, each model at its own threshold."""
-    if ours.overlaps is None or theirs.overlaps is None:
-        return
-    rows = ours.overlaps.rows
-    chosen = ours.overlaps.having & mask[rows]
-    for metric in OVERLAPS:
-        a, b = (
-            getattr(one.overlaps, metric)[chosen, arm.outline] for one, arm in zip((ours, theirs), arms, strict=True)
-        )
-        yield (
-            metric,
-            paired_means(
-                a,
-                b,
-                ours.patients[rows][chosen],
-                resamples=study.evaluation.bootstrap,
-                confidence=study.evaluation.confidence,
-                seed=seed_for(study.seed, repeat, group, "bootstrap"),
-            ),
-        )
+    def rows(self) -> Rows:
+        """As ``results.json`` has them."""
+        return [
+            {"a": "federated", "b": self.name, "metric": metric, "on": self.on, **difference.to_dict()}
+            for metric, difference in [*self._scored(), *self._outlined()]
+        ]
+
+    @property
+    def _drawn(self) -> dict[str, Any]:
+        evaluation = self.study.evaluation
+        return {
+            "resamples": evaluation.bootstrap,
+            "confidence": evaluation.confidence,
+            "seed": seed_for(self.study.seed, self.repeat, self.on, "bootstrap"),
+        }
+
+    def _scored(self) -> Iterator[tuple[str, Difference]]:
+        ours, theirs = (_of(scores, self.mask) for scores in self.scores)
+        edges = [None if self.study.task == "multiclass" else arm.thresholds.edges for arm in self.arms]
+        for metric in METRICS:
+            yield (
+                metric,
+                paired_bootstrap(
+                    ours.scores, theirs.scores, ours.targets, ours.patients, metric, *edges, **self._drawn
+                ),
+            )
+
+    def _outlined(self) -> Iterator[tuple[str, Difference]]:
+        """Mean overlaps over the images that have anything to outline, each model at its own threshold."""
+        overlaps = [scores.overlaps for scores in self.scores if scores.overlaps is not None]
+        if len(overlaps) < 2:
+            return
+        rows = overlaps[0].rows
+        chosen = overlaps[0].having & self.mask[rows]
+        patients = self.scores[0].patients[rows][chosen]
+        for metric in OVERLAPS:
+            a, b = (getattr(one, metric)[chosen, arm.outline] for one, arm in zip(overlaps, self.arms, strict=True))
+            yield metric, paired_means(a, b, patients, **self._drawn)

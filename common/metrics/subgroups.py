@@ -26,6 +26,8 @@ NOT_RECORDED, OTHER, SEVERAL = "not recorded", "other", "several"
 """Groups of images without a value, with a rare or unprintable one, with more than one."""
 MOST_VALUES = 12
 """Groups that one site tells of an attribute; the smaller ones are told together as :data:`OTHER`."""
+MOST_GROUPS = 24
+"""Groups of an attribute over all sites; the smaller ones are shown together."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+<>/-]{0,63}")
 _SUPPRESSED = "suppressed"
 

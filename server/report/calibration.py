@@ -50,8 +50,12 @@ def blocks(run: Run, drawn: bool, prefix: str) -> list[Block]:
 def _answer(name: str, arms: _Of) -> str:
     arm, one = next(iter(arms.items()))
     error = one.errors.expected
-    how = "can be read as probabilities" if error <= _GOOD else "are roughly probabilities" if error <= _FAIR else ""
-    text = f"The {arm_name(arm).lower()} model's scores for {name} " + (how or "must not be read as probabilities")
+    how = "must not be read as probabilities"
+    if error <= _GOOD:
+        how = "can be read as probabilities"
+    elif error <= _FAIR:
+        how = "are roughly probabilities"
+    text = f"The {arm_name(arm).lower()} model's scores for {name} {how}"
     text += f": on average a group's score is {100 * error:.1f} points from its share of {name}"
     if one.scaled is not None and one.temperature is not None and one.scaled.expected < error:
         sharp = "too sure of itself" if one.temperature > 1 else "too timid"
