@@ -50,7 +50,7 @@ def predict(
             raise DataError(f"none of {len(found.unreadable)} files could be scored{first}")
         about = _about(model, trust, urgency, found, cases)
     notice = " ".join(filter(None, [NOTICE, SYNTHETIC if model.synthetic else "", trust.notice]))
-    text = table(found, urgency.study, notice)
+    text = table(found, urgency.study, notice, calibrated=bool(model.temperatures.values))
     if out is not None:
         write_atomically(out, text.encode(), mode=0o600)  # it says something of patients
     if as_json:
@@ -60,7 +60,7 @@ def predict(
         return
     if out is None:
         sys.stdout.write(text)
-    _tell(found, about, out)
+    _tell(found, urgency, about, out)
 
 
 @contextlib.contextmanager
@@ -95,6 +95,7 @@ def _about(model: Model, trust: Trust, urgency: Urgency, found: Worklist, cases:
         "normal": urgency.normal,
         "trained_on_synthetic": model.synthetic,
         "calibrated": bool(model.temperatures.values),
+        "thresholds": urgency.thresholds,
         "device": str(model.device),
         "threads": torch.get_num_threads(),
         "reading_ms_per_case": round(1000 * cases.reading_s / count, 3),
@@ -102,7 +103,7 @@ def _about(model: Model, trust: Trust, urgency: Urgency, found: Worklist, cases:
     }
 
 
-def _tell(found: Worklist, about: dict[str, object], out: Path | None) -> None:
+def _tell(found: Worklist, urgency: Urgency, about: dict[str, object], out: Path | None) -> None:
     """On standard error, beside the worklist."""
 
     def say(line: str) -> None:
@@ -114,6 +115,8 @@ def _tell(found: Worklist, about: dict[str, object], out: Path | None) -> None:
         say("the model was trained on SYNTHETIC images: of patients it says nothing")
     if not about["calibrated"]:
         say("the model has no temperature: its scores order cases and are no calibrated probabilities")
+    for name, edge in urgency.thresholds.items():
+        say(f"an image counts as {name} from a score of {edge:.4f} on")
     for one in found.unreadable[:_MOST_SHOWN]:
         say(f"not scored: {one_line(one.case)}: {one.reason}")
     if len(found.unreadable) > _MOST_SHOWN:

@@ -89,7 +89,12 @@ class Urgency:
         if self.study.task == "binary":
             return names[int(above[0])]
         found = [name for name, positive in zip(self.study.scored_classes, above, strict=True) if positive]
-        return " + ".join(found) or "none"
+        return " + ".join(found) or ("nothing outlined" if self.study.task == "segmentation" else "none")
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Score column -> from which score on it counts as found; empty of a multiclass study."""
+        return dict(zip(self.study.scored_classes, map(float, self._edges), strict=False))
 
 
 def make(model: Model, urgency: Urgency, images: Iterable[Image | Unreadable]) -> Worklist:
@@ -146,12 +151,16 @@ def rows(found: Worklist) -> Iterator[dict[str, Any]]:
         yield {"event": "unreadable", "case": clean(one.case), "reason": one.reason}
 
 
-def table(found: Worklist, study: Study, notice: str = NOTICE) -> str:
-    """The worklist as CSV; every line says what it is (``notice``), for lines travel alone."""
+def table(found: Worklist, study: Study, notice: str = NOTICE, *, calibrated: bool = True) -> str:
+    """The worklist as CSV; every line says what it is (``notice``), for lines travel alone.
+
+    What is not ``calibrated`` is called no probability.
+    """
     buffer = io.StringIO()
     lines = csv.writer(buffer, lineterminator="\n")
     columns = [f"score {name}" for name in study.scored_classes]
-    head = ["rank", "case", "probability of abnormality", "decision", *columns, "images", "image", "problem", "notice"]
+    urgency = "probability of abnormality" if calibrated else "score of abnormality (no probability)"
+    head = ["rank", "case", urgency, "decision", *columns, "images", "image", "problem", "notice"]
     lines.writerow([cell_text(name) for name in head])
     for rank, case in enumerate(found.cases, start=1):
         scores = [f"{score:.6f}" for score in case.scores.values()]

@@ -71,6 +71,7 @@ def test_files_get_the_scores_of_the_runs_own_evaluation(finished, folder, tmp_p
     assert all((row["decision"] == "pneumonia") == (of_file[row["case"]] >= edge) for row in found)
     notice = f"{NOTICE} {SYNTHETIC} {UNVERIFIED}"
     assert all(row["notice"] == notice for row in found) and NOTICE in done.err and "NOT VERIFIED" in done.err
+    assert f"counts as pneumonia from a score of {edge:.4f} on" in done.err
     assert "ms to read and prepare" in done.err and "ms in the model (CPU" in done.err
     assert out.stat().st_mode & 0o077 == 0
 
@@ -195,6 +196,9 @@ def test_an_outlining_model_orders_cases_too(tmp_path):
     )
     found = make(made, Urgency(made), images(6, 6))
     assert len(found.cases) == 6 and all(0 <= case.probability <= 1 for case in found.cases)
+    assert {case.decision for case in found.cases} <= {"lesion", "nothing outlined"}
+    assert all((case.decision == "lesion") == (case.scores["lesion"] >= 0.5) for case in found.cases)
+    assert "score of abnormality (no probability)" in table(found, made.card.study, calibrated=False)
 
 
 def test_a_packages_summary_says_its_temperatures(tmp_path):
