@@ -118,7 +118,7 @@ def _whose(model: Received) -> Iterator[str]:
 def _signed(model: Received) -> str:
     """What a signature says depends on whose it is."""
     if model.own:
-        return f"by this site's own key {model.signer.fingerprint}: nobody else has tested or checked it"
+        return f"by this site's own key {model.signer.fingerprint}: nobody else has seen it"
     return f"by the coordinator's key {model.signer.fingerprint}"
 
 

@@ -14,6 +14,8 @@ _METHODS = {
     "finetune": "the model of all, trained on further on this hospital's images",
 }
 
+_SYNTHETIC = ", which are SYNTHETIC: of patients it says nothing"
+
 
 def said_of_choice(chosen: str | None, own: Mapping[str, Any]) -> str:
     """In words: which of the two models this site would run, and on what that rests."""
@@ -37,7 +39,13 @@ def said_of_choice(chosen: str | None, own: Mapping[str, Any]) -> str:
 def page(study: Study, summary: Mapping[str, Any], site: str, federation: str, at: datetime) -> str:
     """The card for people, in Markdown; after Mitchell et al. 2019, Model Cards for Model Reporting."""
     return (
-        "\n".join([*_what(study, summary, site, at), *_how(study, site, federation), *_well(study, summary, site)])
+        "\n".join(
+            [
+                *_what(study, summary, site, at),
+                *_how(study, federation, summary["synthetic"]),
+                *_well(study, summary, site),
+            ]
+        )
         + "\n"
     )
 
@@ -53,14 +61,14 @@ def _what(study: Study, summary: Mapping[str, Any], alias: str, at: datetime) ->
     for name, edge in summary["thresholds"].items():
         yield f"- an image counts as {name} from a score of {edge:.4f} on, chosen on {alias}'s validation images"
     yield f"- chosen: {said_of_choice(own['chosen'], own)}"
-    yield f"- signed by {alias} itself, so whole since {at.date()}; nobody else has seen or tested it"
+    yield f"- signed by {alias} itself, so whole since {at.date()}; nobody else has seen it"
 
 
-def _how(study: Study, alias: str, federation: str) -> Iterator[str]:
+def _how(study: Study, federation: str, synthetic: bool) -> Iterator[str]:
     assert study.personalisation is not None
     yield "\n## How it was trained\n"
-    yield f"- in the study {study.hash} of {federation}"
-    yield "- on this hospital's training images"
+    yield f"- in the study {study.hash} of the federation {federation}"
+    yield f"- on this hospital's training images{_SYNTHETIC if synthetic else ''}"
     if study.privacy is not None or study.central_privacy is not None:
         fedbn = study.privacy is not None and study.personalisation.split
         yield (

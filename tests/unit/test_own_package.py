@@ -160,7 +160,7 @@ def test_its_thresholds_choice_and_result_are_its_own(came: tuple[Trained, Weigh
         assert manifest.chosen == summary["own"]["chosen"] == told.chosen
         assert set(summary["own"]["test_of_all"]) == set(summary["test"])
         assert ("NOT chosen" in page) == (told.chosen == "global")
-    assert "north's own" in page and "not to be passed on" in page
+    assert "SYNTHETIC" in page and "north's own" in page and "not to be passed on" in page
 
 
 def test_operators_see_whose_it_is_and_copy_it_on_record(came: tuple[Trained, Weights], tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_operators_see_whose_it_is_and_copy_it_on_record(came: tuple[Trained, We
     code, text = typed("site", "models", "--verify", "--site", trained.home)
     assert code == 0, text
     assert f"own       models/{trained.folder.name}" in text
-    assert "whose     north's own" in text and "nobody else has tested or checked it" in text
+    assert "whose     north's own" in text and "nobody else has seen it" in text
     assert text.count("verified") == 2
     out = tmp_path / "copy"
     code, text = typed("site", "export-model", trained.folder.name, out, "--site", trained.home)
