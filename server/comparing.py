@@ -27,6 +27,7 @@ from common.models import build_initial
 from common.randomness import seed_for
 from common.study import Study
 from common.weights import Weights, digest, state_of
+from server.adding import added_of_all
 from server.asking import Link
 from server.checkpoints import save_progress
 from server.comparisons import Row, comparison_json, correct
@@ -45,6 +46,9 @@ class _Sum(Protocol):
 
     @classmethod
     def from_arrays(cls, arrays: protocol.Statistics, study: Study) -> Self: ...
+
+    @property
+    def load(self) -> float: ...
 
     def __add__(self, other: Self) -> Self: ...
 
@@ -160,4 +164,4 @@ class _Asking:
         parse: Callable[[protocol.Statistics], S] = lambda arrays: kind.from_arrays(arrays, self._study)  # noqa: E731
         answers, moved = gather(self._link, request, self._sites, self._deadline_s, parse)
         self.moved += moved
-        return sum(answers, kind.zero(self._study))
+        return added_of_all(answers, kind.zero(self._study))

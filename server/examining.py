@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from common import protocol
-from common.metrics import Counts, FirstPass, Layout, Moments, Reference, Summary, Thresholds, summarise
-from common.metrics.subgroup_moments import GroupMoments, merged, open_moments, reference_arrays
+from common.metrics import FirstPass, Layout, Moments, Reference, Summary, Thresholds, summarise
+from common.metrics.subgroup_moments import GroupMoments, open_moments, reference_arrays
 from common.metrics.subgroups import MOST_GROUPS, Subgroups
 from common.study import Study
 from common.study_examined import LEVELS
 from common.weights import Weights
+from server.adding import added_of_all
 from server.asking import Link
 from server.recall import Call
 from server.testing import read
@@ -55,7 +56,7 @@ class _Asker:
         self._deadline_s = work.deadline_s or work.study.federation.deadline_s
         self.bytes = 0
 
-    def first(self, parse: Callable[[protocol.Statistics], T], by: str = "", condition: str = "") -> list[T]:
+    def first(self, parse: Callable[[protocol.Statistics], T], by: str = "", condition: str = "") -> dict[str, T]:
         return self._ask(
             protocol.EvaluateRequest(self._task, _TEST, self._weights, by, condition, self._personal), parse
         )
@@ -66,21 +67,21 @@ class _Asker:
         parse: Callable[[protocol.Statistics], T],
         by: str = "",
         condition: str = "",
-    ) -> list[T]:
+    ) -> dict[str, T]:
         return self._ask(
             protocol.MomentsRequest(self._task, _TEST, self._weights, reference, by, condition, self._personal), parse
         )
 
     def _ask(
         self, request: protocol.EvaluateRequest | protocol.MomentsRequest, parse: Callable[[protocol.Statistics], T]
-    ) -> list[T]:
-        """Every site's answer, in the order of their names. Raises as :func:`server.testing.test_model`."""
+    ) -> dict[str, T]:
+        """Every site's answer. Raises as :func:`server.testing.test_model`."""
         found: dict[str, T] = {}
         lacking = lambda: len(self._sites) - len(found)  # noqa: E731
         for answer in Call(self._link, request, self._sites, self._deadline_s, lacking).answers():
             found[answer.site] = read(answer, self._task, parse)
             self.bytes += answer.bytes
-        return [found[site] for site in sorted(found)]
+        return found
 
 
 def examine(
@@ -114,19 +115,21 @@ def examine(
 
 def _grouped(asker: _Asker, by: str, thresholds: Thresholds, layout: Layout, *, hidden: bool) -> Grouped:
     parts = asker.first(lambda arrays: Subgroups.from_arrays(arrays, layout), by)
-    groups = sum(parts, Subgroups.zero(layout)).at_most(MOST_GROUPS)
+    groups = sum((parts[site] for site in sorted(parts)), Subgroups.zero(layout)).at_most(MOST_GROUPS)
     if hidden:
         return Grouped(groups, None)
     names = list(groups.counts)
     sent = reference_arrays(groups, thresholds)
+    found = asker.second(sent, lambda arrays: open_moments(arrays, names, layout), by)
+    zero = GroupMoments.zero(layout)
     return Grouped(
-        groups, merged(asker.second(sent, lambda arrays: open_moments(arrays, names, layout), by), names, layout)
+        groups, {name: added_of_all({site: part[name] for site, part in found.items()}, zero) for name in names}
     )
 
 
 def _under(asker: _Asker, condition: str, thresholds: Thresholds, study: Study) -> Summary:
     layout = Layout.of(study)
     found = asker.first(lambda arrays: FirstPass.from_arrays(arrays, study), condition=condition)
-    reference = Reference(sum((one.counts for one in found), Counts.zero(layout)), thresholds)
+    reference = Reference(added_of_all(found, FirstPass.zero(study)).counts, thresholds)
     parts = asker.second(reference.to_arrays(), lambda arrays: Moments.from_arrays(arrays, layout), condition=condition)
-    return summarise(reference, sum(parts, Moments.zero(layout)), study.evaluation.confidence)
+    return summarise(reference, added_of_all(parts, Moments.zero(layout)), study.evaluation.confidence)

@@ -15,6 +15,7 @@ from common.metrics import FirstPass
 from common.models import build_initial
 from common.randomness import seed_for
 from common.weights import state_of
+from server.adding import TOO_LARGE, added
 from server.asking import Link, statistics_of
 from server.checkpoints import Progress, load_progress, save_progress
 from server.fits import Fits, nothing
@@ -137,26 +138,24 @@ class Arm:
     def _evaluate(self, round_: int, record: dict[str, Any]) -> FirstPass:
         own = self.work.own_round(round_)
         request = protocol.EvaluateRequest(self.work.task(round_), "val", self.progress.weights, personal=own)
-        merged = FirstPass.zero(self.study)
-        answered: set[str] = set()
+        answered: dict[str, FirstPass] = {}
         sites = self._standing.asked(self.work.sites)
         call = Call(self.link, request, sites, self.work.answer_s, lambda: self.work.quorum - len(answered))
         for answer in call.answers():
             record["bytes"] += answer.bytes
             try:
-                merged += statistics_of(answer, round_, lambda arrays: FirstPass.from_arrays(arrays, self.study))
-                outcome = "ok"
-                answered.add(answer.site)
+                parsed = statistics_of(answer, round_, lambda arrays: FirstPass.from_arrays(arrays, self.study))
+                answered[answer.site] = parsed
+                record["sites"][answer.site]["evaluation"] = "ok"
             except ReplyRefused as error:
-                outcome = str(error)
-                self.link.events.emit(
-                    "site",
-                    **self.work.named,
-                    round=round_,
-                    site=answer.site,
-                    status=f"evaluation: {outcome}",
-                )
-            record["sites"][answer.site]["evaluation"] = outcome
-        aside = bool(self._standing.aside)
-        require_quorum(self.link, self.work, round_, len(answered), record, "evaluation", aside=aside)
+                self._not_evaluated(round_, answer.site, str(error), record)
+        merged, refused = added(answered, FirstPass.zero(self.study))
+        for site in refused:
+            self._not_evaluated(round_, site, TOO_LARGE, record)
+        aside, accepted = bool(self._standing.aside), len(answered) - len(refused)
+        require_quorum(self.link, self.work, round_, accepted, record, "evaluation", aside=aside)
         return merged
+
+    def _not_evaluated(self, round_: int, site: str, why: str, record: dict[str, Any]) -> None:
+        record["sites"][site]["evaluation"] = why
+        self.link.events.emit("site", **self.work.named, round=round_, site=site, status=f"evaluation: {why}")

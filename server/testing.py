@@ -11,6 +11,7 @@ from common.errors import QuorumError, ReplyRefused
 from common.metrics import FirstPass, Question, Reference, SecondPass, Summary, Thresholds, summarise, with_outlines
 from common.study import Study
 from common.weights import Weights
+from server.adding import added_of_all
 from server.asking import Answer, Link, statistics_of
 from server.recall import Call
 from server.work import Work
@@ -70,9 +71,7 @@ def test_model(
     for answer in Call(link, first, sites, deadline, lambda: len(sites) - len(found)).answers():
         found[answer.site] = read(answer, task, lambda arrays: FirstPass.from_arrays(arrays, study))
         moved += answer.bytes
-    merged = FirstPass.zero(study)
-    for site in sorted(found):
-        merged += found[site]
+    merged = added_of_all(found, FirstPass.zero(study))
 
     def second(first: FirstPass, group: Mapping[str, int]) -> Summary:
         nonlocal moved
@@ -108,10 +107,7 @@ def second_pass(
     for answer in Call(link, request, sites, deadline, lambda: len(sites) - len(parts)).answers():
         parts[answer.site] = read(answer, task, lambda arrays: SecondPass.from_arrays(arrays, work.study, question))
         moved += answer.bytes
-    total = SecondPass.zero(work.study)
-    for site in sorted(parts):  # floats: added in site order, so that arrival does not show
-        total += parts[site]
-    return total, moved
+    return added_of_all(parts, SecondPass.zero(work.study)), moved
 
 
 def summed_up(
@@ -131,14 +127,14 @@ def gather(
     sites: Mapping[str, int],
     deadline_s: float,
     parse: Callable[[protocol.Statistics], T],
-) -> tuple[list[T], int]:
-    """What every one of ``sites`` answers, in their order, and the bytes that moved. Raises as :func:`test_model`."""
+) -> tuple[dict[str, T], int]:
+    """What every one of ``sites`` answers, and the bytes that moved. Raises as :func:`test_model`."""
     found: dict[str, T] = {}
     moved = 0
     for answer in Call(link, request, sites, deadline_s, lambda: len(sites) - len(found)).answers():
         found[answer.site] = read(answer, request.task, parse)
         moved += answer.bytes
-    return [found[site] for site in sorted(found)], moved
+    return found, moved
 
 
 def read(answer: Answer, task: protocol.Task, parse: Callable[[protocol.Statistics], T]) -> T:

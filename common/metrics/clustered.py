@@ -79,6 +79,11 @@ class Ratio:
         return Ratio(*parts)
 
     @property
+    def load(self) -> float:
+        """How much of what a sum may be its greatest number is: 1 is all of it."""
+        return max((float(part.max()) / _MOST for part in self._parts() if part.size), default=0.0)
+
+    @property
     def value(self) -> Floats:
         """NaN where nothing is below the line."""
         return divide(self.above.astype(np.float64), self.below.astype(np.float64))

@@ -159,6 +159,11 @@ class Lesions:
     def __add__(self, other: Lesions) -> Lesions:
         return Lesions(*(mine + theirs for mine, theirs in zip(self._parts(), other._parts(), strict=True)))
 
+    @property
+    def load(self) -> float:
+        """As of :class:`~common.metrics.clustered.Ratio`."""
+        return max(part.load for part in self._parts())
+
     def metrics(self, at: int, confidence: float) -> dict[str, Interval]:
         """Each of :data:`METRICS` at threshold ``GRID[at]``."""
         values = (self.found.intervals(confidence)[at], self.false.rates(confidence)[at])

@@ -99,6 +99,11 @@ class Moments:
             self.patients + other.patients,
         )
 
+    @property
+    def load(self) -> float:
+        """How much of what a sum may be its greatest number is: 1 is all of it."""
+        return float(max(self.squares.max(initial=0), self.auc_parts.max(initial=0))) / MOST_SQUARED
+
     def variances(self) -> tuple[Floats, Floats]:
         """``(7, C + 1)`` sums of squared influences, and ``(C, 2)`` the AUC's parts: variances but for n / (n - 1)."""
         return np.multiply(self.squares, SQUARED), np.multiply(self.auc_parts, SQUARED)

@@ -157,6 +157,11 @@ class Outlines:
         )
 
     @property
+    def load(self) -> float:
+        """As of :class:`~common.metrics.clustered.Ratio`."""
+        return max(self.dice.load, self.iou.load)
+
+    @property
     def pooled(self) -> Floats:
         """``(T,)``: Dice of all pixels together; NaN where there is neither mask nor outline."""
         return divide(np.multiply(self.both, 2.0), np.add(self.predicted, float(self.truth)))

@@ -37,6 +37,11 @@ class FirstPass:
         both = self.outlines is not None and other.outlines is not None
         return FirstPass(self.counts + other.counts, self.outlines + other.outlines if both else None)  # type: ignore[operator]
 
+    @property
+    def load(self) -> float:
+        """How much of what a sum may be its greatest number is: 1 is all of it. Counts of images are far below."""
+        return 0.0 if self.outlines is None else self.outlines.load
+
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         return {
             **self.counts.to_arrays(),
@@ -91,6 +96,11 @@ class SecondPass:
     def __add__(self, other: SecondPass) -> SecondPass:
         both = self.lesions is not None and other.lesions is not None
         return SecondPass(self.moments + other.moments, self.lesions + other.lesions if both else None)  # type: ignore[operator]
+
+    @property
+    def load(self) -> float:
+        """As of :class:`FirstPass`."""
+        return max(self.moments.load, 0.0 if self.lesions is None else self.lesions.load)
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         return {

@@ -62,6 +62,11 @@ class GroupMoments:
             raise ProtocolError("sums of squares are greater than any patients could make them; a site sent wrong ones")
         return GroupMoments(self.own + other.own, self.rest + other.rest, gaps_, contrast)
 
+    @property
+    def load(self) -> float:
+        """As of :class:`Moments`."""
+        return max(self.own.load, self.rest.load, float(max(self.gaps.max(), self.contrast.max())) / _MOST)
+
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         return {
             **{f"own {key}": value for key, value in self.own.to_arrays().items()},
@@ -173,17 +178,6 @@ def open_reference(arrays: Arrays, layout: Layout, most: int) -> tuple[Subgroups
     return Subgroups(layout, {name: part.counts for name, part in sorted(parts.items())}, 0), thresholds
 
 
-def merged(
-    parts: Sequence[Mapping[str, GroupMoments]], names: Sequence[str], layout: Layout
-) -> dict[str, GroupMoments]:
-    """All sites' sums."""
-    total = {name: GroupMoments.zero(layout) for name in names}
-    for part in parts:
-        for name, moments in part.items():
-            total[name] += moments
-    return total
-
-
 def moments_arrays(found: Mapping[str, GroupMoments]) -> dict[str, NDArray[np.generic]]:
     """For the wire."""
     return {f"{name}/{key}": value for name, one in found.items() for key, value in one.to_arrays().items()}
@@ -197,4 +191,4 @@ def open_moments(arrays: Arrays, names: Sequence[str], layout: Layout) -> dict[s
     return {name: GroupMoments.from_arrays(parts[name], layout) for name in names}
 
 
-__all__ = ["COMPARED", "GAP", "OTHER", "GroupMoments", "gaps", "measure", "merged"]
+__all__ = ["COMPARED", "GAP", "OTHER", "GroupMoments", "gaps", "measure"]

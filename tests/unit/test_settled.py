@@ -32,7 +32,7 @@ from tests.unit.test_comparing import hospital
 
 STUDY = fed.study(**{"federation.keep": "best", "evaluation.compare": ["start"], "evaluation.readers": ["reader_1"]})
 BOTH = STUDY.derive(**{"evaluation.compare": ["start", "last"]})
-OUTLINING = fed.study(task="segmentation", classes=["lesion"], model={"name": "unet", "params": {"filters": [4]}})
+OUTLINING = fed.study(task="segmentation", classes=["lesion"], model={"name": "unet"})
 KEPT, START, OTHER = ({"w": np.full(3, value, np.float32)} for value in (1, 2, 3))
 Asked = protocol.EvaluateRequest | protocol.MomentsRequest
 

@@ -79,6 +79,11 @@ class Areas:
             self.patients + other.patients,
         )
 
+    @property
+    def load(self) -> float:
+        """As of :class:`~common.metrics.paired.Spread`."""
+        return float(max(self.squares.max(), self.parts.max())) / MOST_SQUARED
+
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         return {
             "layout": self.layout.code(),

@@ -96,6 +96,11 @@ class Spread:
             self.asked + other.asked,
         )
 
+    @property
+    def load(self) -> float:
+        """How much of what a sum may be its greatest number is: 1 is all of it."""
+        return float(max(self.squares.max(), self.kappa.max(initial=0))) / MOST_SQUARED
+
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         return {
             "layout": self.layout.code(),

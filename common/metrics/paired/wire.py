@@ -56,6 +56,11 @@ class ModelTables:
     def __add__(self, other: Self) -> Self:
         return type(self)(self.joint + other.joint, self.second + other.second)
 
+    @property
+    def load(self) -> float:
+        """How much of what a sum may be its greatest number is: 1 is all of it."""
+        return self.second.load
+
     def to_arrays(self) -> Out:
         return _joined({_JOINT: self.joint.to_arrays(), _SECOND: self.second.to_arrays()})
 
@@ -97,6 +102,11 @@ class ModelSpreads:
     def __add__(self, other: Self) -> Self:
         return type(self)(self.spread + other.spread, self.areas + other.areas)
 
+    @property
+    def load(self) -> float:
+        """How much of what a sum may be its greatest number is: 1 is all of it."""
+        return max(self.spread.load, self.areas.load)
+
     def to_arrays(self) -> Out:
         return _joined({_SPREAD: self.spread.to_arrays(), _AREAS: self.areas.to_arrays()})
 
@@ -125,6 +135,11 @@ class ReaderTables:
     def __add__(self, other: Self) -> Self:
         return type(self)(tuple(one + more for one, more in zip(self.joints, other.joints, strict=True)))
 
+    @property
+    def load(self) -> float:
+        """How much of what a sum may be its greatest number is: 1 is all of it."""
+        return 0.0
+
     def to_arrays(self) -> Out:
         return _joined({f"{_READERS}{number}": joint.to_arrays() for number, joint in enumerate(self.joints)})
 
@@ -146,6 +161,11 @@ class ReaderSpreads:
 
     def __add__(self, other: Self) -> Self:
         return type(self)(tuple(one + more for one, more in zip(self.spreads, other.spreads, strict=True)))
+
+    @property
+    def load(self) -> float:
+        """How much of what a sum may be its greatest number is: 1 is all of it."""
+        return max((spread.load for spread in self.spreads), default=0.0)
 
     def to_arrays(self) -> Out:
         return _joined({f"{_READERS}{number}": spread.to_arrays() for number, spread in enumerate(self.spreads)})
