@@ -39,6 +39,8 @@ class Admission:
     """Alias -> ``ready``, ``offline`` or a site's code: what ``status`` shows."""
     programs: dict[str, str] = field(default_factory=dict)
     """Alias -> version of fedward there, as it last said."""
+    images: dict[str, Mapping[str, int]] = field(default_factory=dict)
+    """Alias -> labelled images by split, as a site that is ready told; of a private study whether there are any."""
     until: dict[str, int] = field(default_factory=dict)
     """Alias -> when a closed site opens, in seconds of the epoch."""
     program: str = ""
@@ -128,6 +130,7 @@ def _ask_all(
         else:
             said[answer.site] = "ready"
             admission.programs[answer.site] = reply.program
+            admission.images[answer.site] = dict(reply.images)
             ready[answer.site] = nodes[answer.site]
     admission.answers = said
     return dict(sorted(ready.items()))

@@ -7,7 +7,7 @@ federation has only this one, because nobody there can pool images.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from common.study import Study
 from common.study_personal import PERSONALISED
 from server.asking import Link
 from server.comparing import Found, compare_as_asked
-from server.desk import CHECKPOINT
+from server.desk import CHECKPOINT, RESULTS
 from server.events import EventLog, JsonLines
 from server.examining import examine
+from server.federated import Asked, results_json
 from server.personal import has_own_models, own_json, test_own_models
 from server.presence import survey
+from server.reporting import write_pages
 from server.results import arm_json, finish, write_model
 from server.rounds import Arm
 from server.survey import take
@@ -47,10 +49,13 @@ def federate(link: Link, study: Study, out: Path, *, base: Path) -> dict[str, An
             "the events say what each of the others answered: mend them, then start again"
         )
     found = {alias: node for alias, (node, images) in answered.items() if images.get("train")}
-    return train(link, study, found, out, base)
+    told = {alias: images for alias, (_, images) in answered.items() if alias in found}
+    return train(link, study, found, out, base, Asked(told))
 
 
-def train(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: Path) -> dict[str, Any]:
+def train(
+    link: Link, study: Study, sites: Mapping[str, int], out: Path, base: Path, asked: Asked | None = None
+) -> dict[str, Any]:
     """Train and test ``study`` over ``sites`` (alias -> node id), all of which have training images.
 
     ``unpaid`` in the result names sites whose privacy budgets ended the run before its last round.
@@ -64,6 +69,7 @@ def train(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: P
     if present != sites:
         away = sorted(set(sites) - set(present))
         link.events.emit("alert", kind="site-lost", sites=away, why="absent from the last round and from the test")
+    began, moved = link.clock(), 0
     tested = examined = None
     compared = Found()
     while tested is None:
@@ -91,21 +97,18 @@ def train(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: P
             why = "left before its own model was tested"
             link.events.emit("alert", kind="site-lost", sites=list(models.gone), why=why)
         arms[PERSONALISED] = own_json(arm, models)
-    trained = trained_by(arm.progress.history)
+        moved += models.bytes
+    moved += sum(more.bytes for more in (tested, examined, compared) if more)
     unpaid = arm.progress.facts.get("unpaid", [])
-    result: dict[str, Any] = {"study_hash": study.hash, "arms": arms, "absent": absent, "trained": trained}
+    took = link.clock() - began
+    result = results_json(arm, arms, asked or Asked(), tested, absent, moved=moved, testing_s=took)
     result |= compared.json(study)
     result |= {"unpaid": unpaid} if unpaid else {}
     write_model(out, arm)
-    write_atomically(out / "results.json", json.dumps(result, indent=1).encode())
+    write_atomically(out / RESULTS, json.dumps(result, indent=1).encode())
     if not unpaid:
         link.events.emit("finished", arm="federated", test=result["arms"]["federated"]["test"])
     return result
-
-
-def trained_by(history: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The sites with a fit in the model, of at least one round: not whoever was refused or away in all of them."""
-    return sorted({site for round_ in history for site, facts in round_["sites"].items() if facts["status"] == "ok"})
 
 
 def survey_first(link: Link, study: Study, sites: Mapping[str, int], out: Path, base: Path) -> Work:
@@ -147,5 +150,6 @@ def main(grid: Grid, context: Context) -> None:
     lines = JsonLines.append_to(out / "events.jsonl")
     try:
         federate(Link(grid, EventLog(lines)), study, out, base=base)
+        write_pages(out)
     finally:
         lines.close()

@@ -15,14 +15,13 @@ from flwr.serverapp import Grid
 from common import protocol
 from common.errors import FedwardError, Interrupted, ProtocolError, ReplyRefused, VersionMismatch
 from common.identity import PublicKey
+from server.answer_words import DECLINED
 from server.events import EventLog
 from server.watch import Watch
 
 if TYPE_CHECKING:
     from server.anchoring import AnchorDesk
 
-DECLINED = "declined: "
-"""Before a site's code, in :attr:`Answer.reason`."""
 UNREACHED = ("offline", "not reachable", "no answer before the deadline")
 PENDING = frozenset(
     {

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from common.alerts import Board
@@ -30,6 +31,7 @@ from server.asking import Link, SignedRoster
 from server.courier import Courier
 from server.desk import EVENTS, STATUS, UNFINISHED, RunFolder, State, all_runs, at_work
 from server.events import EventLog, JsonLines
+from server.federated import Asked
 from server.provision import Coordinator
 from server.superlink import Fleet
 from server.survey_page import PAGE
@@ -53,13 +55,18 @@ class Running:
         patience_s: float = PATIENCE_S,
         pause_s: float = PAUSE_S,
         send: Callable[[dict[str, Any]], None] = lambda told: None,
+        report: Callable[[Path], object] = lambda folder: None,
     ) -> None:
-        """``send``: where alerts go beside the log; it must not wait for anybody."""
+        """``send``: where alerts go beside the log; it must not wait for anybody.
+
+        ``report``: makes pages of the results in a run's folder, when there are any.
+        """
         keep_freed_memory()
         self._coordinator = coordinator
         self._board = Board(f"coordinator of {coordinator.config.name}", send, clock=coordinator.clock)
         self._lookout = Lookout(coordinator, self._board, time.monotonic)
         self._tick_s, self._patience_s, self._pause_s = tick_s, patience_s, pause_s
+        self._report = report
         listen = Address.parse(coordinator.config.listen)
         self.fleet = Fleet(
             {},
@@ -195,7 +202,8 @@ class Running:
                 if folder.to_stop:
                     folder.turn("stopped", self._coordinator.clock(), why="before it began")
                     continue
-                self._run = _Run(self._coordinator, self.fleet, folder, self._admission(folder), self._anchors)
+                admission = self._admission(folder)
+                self._run = _Run(self._coordinator, self.fleet, folder, admission, self._anchors, self._report)
                 return
 
     def _settle(self, run: _Run) -> None:
@@ -250,9 +258,15 @@ class _Run:
     """One run in its own thread. Raises :class:`RunError` for a folder that is damaged."""
 
     def __init__(
-        self, coordinator: Coordinator, fleet: Fleet, folder: RunFolder, admission: Admission, anchors: AnchorDesk
+        self,
+        coordinator: Coordinator,
+        fleet: Fleet,
+        folder: RunFolder,
+        admission: Admission,
+        anchors: AnchorDesk,
+        report: Callable[[Path], object],
     ) -> None:
-        self.folder, self.admission, self._anchors = folder, admission, anchors
+        self.folder, self.admission, self._anchors, self._report = folder, admission, anchors, report
         self.stop, self.watch = threading.Event(), Watch()
         self._coordinator, self._fleet = coordinator, fleet
         self._facts = folder.facts
@@ -324,13 +338,16 @@ class _Run:
                     watch=self.watch,
                 )
                 sites = admit(link, study, self.admission)
-                self._turn("running", sites=sorted(sites), roster=self._coordinator.roster.hash)
+                asked = self._asked(sites)
+                roster = self._coordinator.roster.hash
+                self._turn("running", sites=sorted(sites), roster=roster, asked=asked.to_json())
                 events.emit("begun", study=study.hash, sites=sorted(sites))
                 if self._facts.get("survey_only"):
                     survey_first(link, study, sites, folder.path, folder.base)
                     return "stopped", f"surveyed, not trained; {PAGE} in its folder says what came of it"
-                result = train(link, study, sites, folder.path, folder.base)
+                result = train(link, study, sites, folder.path, folder.base, asked)
                 self._facts["trained"] = result["trained"]
+                self._make_pages(events)
                 if result.get("unpaid"):
                     return "stopped", self._unpaid(result)
             return "finished", ""
@@ -342,6 +359,24 @@ class _Run:
             raise
         finally:
             lines.close()
+
+    def _asked(self, sites: Mapping[str, int]) -> Asked:
+        """What the roster's sites answered before the run began: a run that goes on asks its own sites only."""
+        federation, admission = self._coordinator.config.name, self.admission
+        kept = self._facts.get("asked") if admission.begun else None
+        if kept is not None:
+            return Asked(kept["images"], kept["declined"], federation)
+        declined = {alias: answer for alias, answer in admission.answers.items() if alias not in sites}
+        return Asked({alias: admission.images.get(alias, {}) for alias in sites}, declined, federation)
+
+    def _make_pages(self, events: EventLog) -> None:
+        """The results are on the disk: that no page could be made of them fails no run, and keeps no model back."""
+        try:
+            self._report(self.folder.path)
+        except Exception as error:
+            why = str(error) if isinstance(error, FedwardError) else f"unexpected: {type(error).__name__}"
+            logger.exception("no report of run %s", self.folder.name)
+            events.emit("alert", kind="no-report", why=f"{why}; `fedward coordinator report` makes it again")
 
     def _unpaid(self, result: Mapping[str, Any]) -> str:
         """Word of sites whose privacy budgets have ended the run."""

@@ -30,6 +30,7 @@ from common.study import Study
 
 State = Literal["queued", "waiting", "running", "finished", "failed", "stopped", "interrupted"]
 STATUS, STUDY, RUN, STOP, EVENTS = "status.json", "study.yaml", "run.json", "stop", "events.jsonl"
+RESULTS = "results.json"
 CHECKPOINT = Path("state", "federated", "checkpoint.safetensors")
 SURVEY = CHECKPOINT.with_name("survey.json")
 _UP = ".up.lock"

@@ -15,10 +15,9 @@ from common.files import write_atomically
 from common.package import MANIFEST, PAGE, PARTS, STUDY, SUMMARY, Manifest, Part
 from common.privacy import promised, steps_of
 from common.study import Study
-from server.desk import RunFolder
+from server.desk import RESULTS, RunFolder
 from server.provision import Coordinator
 
-RESULTS = "results.json"
 _SUMMARY = ("rounds", "kept_round", "stopped_early", "thresholds", "test", "per_class", "roc")
 _IF_ANY = ("confusion", "confusion_matrix", "calibration", "basis")
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import BudgetExhausted, QuorumError
-from server.asking import DECLINED, Link
+from server.answer_words import DECLINED
+from server.asking import Link
 from server.work import Work
 
 _LISTED = 5

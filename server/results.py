@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,20 @@ def finish(work: Work, progress: Progress) -> Trained:
     thresholds = choose_threshold(found.counts, work.study.evaluation.threshold)
     outline = None if found.outlines is None else choose_outline(found.outlines)
     return Trained(work, progress, found, thresholds, outline)
+
+
+def head_json(study: Study, repeat: int) -> dict[str, Any]:
+    """What ``results.json`` of any run begins with: its study, and the program that ran it."""
+    return {
+        "format": FORMAT,
+        "fedward": metadata.version("fedward"),
+        "study_hash": study.hash,
+        "study": study.model_dump(mode="json"),
+        "task": study.task,
+        "classes": list(study.class_names),
+        "seed": study.seed,
+        "repeat": repeat,
+    }
 
 
 def privacy_json(arm: Trained) -> dict[str, Any]:

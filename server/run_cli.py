@@ -29,6 +29,7 @@ _FOLLOW_S = 0.5
 def up(directory: Path, *, resume: bool, patience_s: float) -> None:
     from common.webhook import Webhook
     from server.coordinate import Running
+    from server.reporting import write_pages
 
     coordinator = Coordinator.open(directory)
     if is_at_work(directory):
@@ -42,7 +43,8 @@ def up(directory: Path, *, resume: bool, patience_s: float) -> None:
         signal.signal(number, lambda *_: stop.set())
     try:
         send = webhook.send if webhook else lambda told: None
-        Running(coordinator, patience_s=patience_s, send=send).run(stop=stop, resume=resume)
+        running = Running(coordinator, patience_s=patience_s, send=send, report=write_pages)
+        running.run(stop=stop, resume=resume)
     finally:
         if webhook is not None:
             webhook.close()
@@ -156,6 +158,13 @@ def export(out: Path, name: str | None, directory: Path) -> None:
         if path.is_file() and path.name not in ("run.json", "stop", DELIVERY):
             shutil.copy(path, out / path.name)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+
+
+def report(name: str | None, directory: Path) -> None:
+    """Write the page of a run anew, and print where it is."""
+    from server.reporting import write_pages
+
+    print(write_pages(find_run(Coordinator.open(directory).runs, name, "finished").path))
 
 
 def status(directory: Path, *, as_json: bool) -> None:

@@ -115,6 +115,14 @@ def logs(
 
 
 @app.command()
+def report(run: RunName = None, directory: Directory = HERE) -> None:
+    """Write a run's report.html and metrics.csv again, from its results; `up` does so when a run has finished."""
+    from server import run_cli
+
+    run_cli.report(run, directory)
+
+
+@app.command()
 def export(
     out: Annotated[Path, typer.Argument(help="Folder to write to; must not exist.")],
     run: Annotated[str | None, typer.Option(help="A run's name. Default: the latest finished one.")] = None,

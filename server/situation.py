@@ -8,44 +8,12 @@ from typing import Any
 
 from common.alerts import EXPIRES_DAYS, UNDECIDED
 from common.words import duration, older
-from server.asking import DECLINED, OTHER_VERSION
+from server.answer_words import in_words
+from server.asking import OTHER_VERSION
 from server.desk import RESUMABLE, UNFINISHED
 
 Facts = Mapping[str, Any]
 
-ANSWERS: Mapping[str, str] = {
-    "": "",
-    "ready": "has approved",
-    "offline": "is offline",
-    "not reachable": "is offline",
-    "no answer before the deadline": "has not answered in time",
-    "approval-pending": "waits for its people's approval",
-    "approval-refused": "has refused",
-    "policy-objects": "its policy does not allow this study",
-    "study-withdrawn": "has withdrawn",
-    "study-finished": "has its model already",
-    "study-expired": "its approval has expired",
-    "site-paused": "is paused",
-    "outside-hours": "is closed at this hour",
-    "roster-changed": "asks its people about the new roster",
-    "roster-differs": "has another roster, and is sent this one",
-    "roster-refused": "does not trust this coordinator's roster: call them",
-    "protocol-mismatch": "cannot read the study: another version of fedward",
-    "no training images": "has no training images for this study",
-    "budget-exhausted": "has used up its privacy budget",
-    "ledger-unusable": "cannot use its privacy ledger: its log says what to mend",
-    "busy": "works on something else",
-    "internal-error": "failed: its log says why",
-    "policy-unusable": "cannot read its policy.yaml",
-    "key-unavailable": "cannot get at its vault's key",
-    "vault-unusable": "cannot use its vault",
-    "audit-unusable": "cannot write its audit log",
-    "ledger-rolled-back": "has an older copy of its privacy ledger: its people must restore the newer one",
-    "anchor-refused": "does not believe an anchor that it was sent: call them",
-    "settled-otherwise": "was asked for another test than at first: resume the run that it was first asked by",
-    "site-store-unusable": "cannot keep its replies: its disk is full or damaged",
-}
-"""What a site's answer means, for those that need words."""
 _NOT_BROUGHT = {
     "not yet": "has not come for its model yet",
     "no answer": "did not answer when its model was brought; it is brought again",
@@ -111,7 +79,7 @@ def _said(site: Facts) -> str:
     answer: str = site["answer"]
     if answer in _AWAY and site.get("online"):
         return "is asked next"  # it came after the last question
-    return ANSWERS.get(answer, answer) + (f" until {_clock(site['until'])}" if site["until"] else "")
+    return in_words(answer) + (f" until {_clock(site['until'])}" if site["until"] else "")
 
 
 def _run(run: Facts, facts: Facts, now: float) -> str:
@@ -166,8 +134,7 @@ def _progress(run: Facts) -> str:
         low, high = run["val_auc_bounds"]
         parts.append(f"AUC between {low:.3f} and {high:.3f}, as small groups are hidden")
     parts.append(f"{run['bytes'] / 1e6:,.1f} MB moved so far")
-    absent = {site: reason.removeprefix(DECLINED) for site, reason in run["absent"].items()}
-    lost = "".join(f"; {site}: {ANSWERS.get(reason, reason)}" for site, reason in absent.items())
+    lost = "".join(f"; {site}: {in_words(reason)}" for site, reason in run["absent"].items())
     return f"after round {run['round']} of {run['rounds']}: {', '.join(parts)}{lost}"
 
 

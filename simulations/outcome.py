@@ -60,8 +60,8 @@ class Simulation:
         return Study.parse(json.dumps(self.results[0]["study"], ensure_ascii=False), str(self.path))
 
     @property
-    def synthetic(self) -> bool:
-        """Whether no image is of a person."""
+    def synthetic(self) -> bool | None:
+        """Whether no image is of a person; ``None`` where hospitals played it themselves, whose word it is."""
         return self._runs[0].synthetic
 
     # -- data frames ---------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from server.examining import Examined, examine
 from server.personal import OwnModels, has_own_models, test_own_models
 from server.presence import survey
 from server.report import write_metrics_csv, write_report
-from server.results import Trained, arm_json, write_model
+from server.results import Trained, arm_json, head_json, write_model
 from simulations import environment
 from simulations.arms import TRAINED, ArmName, local_json, test_all, train_all, works
 from simulations.compare import Rows, compared
@@ -271,16 +271,9 @@ class Run:
     def _result(self, number: int, arms: dict[str, Any], differences: Rows, moved: int) -> dict[str, Any]:
         first = arms.get("federated") or arms.get("pooled") or next(iter(arms["local"]["sites"].values()))
         return {
-            "format": FORMAT,
-            "fedward": environment.version(),
-            "study_hash": self.study.hash,
-            "study": self.study.model_dump(mode="json"),
+            **head_json(self.study, number),
             "synthetic": self.prepared.synthetic,
             "source": self.prepared.source,
-            "task": self.study.task,
-            "classes": list(self.study.class_names),
-            "seed": self.study.seed,
-            "repeat": number,
             "engine": self.plan.engine,
             "workers": self.plan.workers,
             "threads": self.plan.threads,

@@ -6,19 +6,24 @@ No more than the intervals allow, and where nothing was measured, that.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from common.html import Block, Statement
+from server.report import own_models
 from server.report.contrasts import hospitals, main_metric
 from server.report.examined import AllMistakes
 from server.report.fairness import ASKED, ATTRIBUTES, GAP, Found, examined, group_name, least_excluded, standing
 from server.report.intervals import Interval
 from server.report.results import Run, Scores
 from server.report.verdict import against_alone
-from server.report.words import arm_name, bounds, in_sentence, level, listing, number, plural, signed
+from server.report.words import arm_name, bounds, in_sentence, level, listing, number, plural, signed, spoken
 
 WHOM, SURE, GAIN = "For whom does it fail?", "How sure are you?", "What would my hospital gain?"
 _NAMED = 3
+_SUPPRESSED = (
+    "In this study no count of validation or test patients leaves a hospital. Each can test the model on its own "
+    "patients, and keep the result."
+)
 
 
 def blocks(run: Run) -> list[Block]:
@@ -30,6 +35,8 @@ def blocks(run: Run) -> list[Block]:
 def whom(run: Run, kept: tuple[str, Scores] | None) -> Statement:
     if kept is None:
         return Statement("Not measured.", "This run has no model of all hospitals.", "unsure", WHOM)
+    if run.suppressed:
+        return Statement("Not measured: no hospital may tell.", _SUPPRESSED, "unsure", WHOM)
     scores = kept[1]
     missed = _missed(scores.mistakes)
     found = scores.subgroups
@@ -90,24 +97,30 @@ def sure(run: Run, kept: tuple[str, Scores] | None) -> Statement:
     metric = main_metric(run)
     name, scores = kept if kept is not None else next((arm, one.model) for arm, one in run.arms.items())
     value = scores.test.get(metric, Interval(None))
+    if run.suppressed:
+        return Statement("Not measured: no hospital may tell.", _SUPPRESSED, "unsure", SURE)
     test = sum(site.patients.get("test", 0) for site in run.sites.values())
     images = sum(site.images.get("test", 0) for site in run.sites.values())
     on = f"On {plural(images, 'test image')} of {plural(test, 'patient')} that no training saw"
     if value.low is None or value.high is None:
         return Statement("Not measured: no interval could be given.", f"{on}.", "unsure", SURE)
-    spoken = in_sentence(metric)
-    text = (
-        f"{level(run.confidence)} sure that its {spoken} is between {number(value.low, 2)} and {number(value.high, 2)}."
-    )
+    measured = in_sentence(metric)
+    between = f"between {number(value.low, 2)} and {number(value.high, 2)}"
+    text = f"{level(run.confidence)} sure that its {measured} is {between}."
     parts = [
-        f"{in_sentence(rate)} {number(found.value, 2) if found.value is not None else ''} ({bounds_of(found)})".replace(
-            "  ", " "
-        )
+        f"{in_sentence(rate)} {spoken(found, 2) if found.hidden else f'{number(found.value, 2)} ({bounds_of(found)})'}"
         for rate in ("sensitivity", "specificity")
         if (found := scores.test.get(rate)) is not None and found.low is not None
     ]
     detail = f"{on}, the {arm_name(name).lower()} model: {listing(parts)}." if parts else f"{on}."
     what = "It speaks of patients like these, at these hospitals; others have to be tested first."
+    if value.hidden:
+        text = f"On these patients its {measured} is {between}; closer than that is not known."
+        what = (
+            f"Counts of fewer than {run.least} patients stay at the hospitals, so each of these is the least and the "
+            f"most that it can be, and by how much chance in the choice of patients moved it is not in them. {what}"
+        )
+        return Statement(text, f"{detail} {what}", "unsure", SURE)
     return Statement(text, f"{detail} {what}", "", SURE)
 
 
@@ -117,6 +130,8 @@ def bounds_of(interval: Interval) -> str:
 
 def gain(run: Run) -> Statement:
     metric = main_metric(run)
+    if run.at_hospitals:
+        return _gain_unknown(run, metric)
     found = against_alone(run, metric)
     rows = [h for h in hospitals(run, metric) if h.gain_everyone is not None and h.gain_everyone.value is not None]
     if not rows:
@@ -131,6 +146,30 @@ def gain(run: Run) -> Statement:
     between = "from " + " down to ".join(said) if len(said) > 1 else said[0]
     detail = f"In {in_sentence(metric)} against training alone: {between}. The table below has every hospital."
     return Statement(found.text, detail, found.tone, GAIN)
+
+
+def _gain_unknown(run: Run, metric: str) -> Statement:
+    """Hospitals that play it themselves train no model alone: what each one's patients get is all there is to say."""
+    text = "Not measured: no hospital trained a model alone."
+    if run.own_models is not None and run.own_models.sites:
+        text = f"Not measured against training alone. {own_models.choices(run.own_models)}"
+    detail = "Images stay where they are, so there is no model of all images in one place either."
+    own = {site: cells[metric] for site, cells in run.arms["federated"].own.items() if metric in cells}
+    detail += _from_worst_to_best({site: one for site, one in own.items() if one.known}, metric)
+    detail += " A hospital that has a model of its own can set it beside that, on the same patients."
+    return Statement(text, detail, "unsure", GAIN)
+
+
+def _from_worst_to_best(own: Mapping[str, Interval], metric: str) -> str:
+    """Over the hospitals whose own test is known; where small cells are hidden, what it may be at the ends."""
+    if not own:
+        return ""
+    worst = min(own, key=lambda site: own[site].least or 0.0)
+    best = max(own, key=lambda site: own[site].most or 0.0)
+    low, high = number(own[worst].least, 2), number(own[best].most, 2)
+    low, high = (f"at least {low}" if own[worst].hidden else low), (f"at most {high}" if own[best].hidden else high)
+    said = f"{low} at {worst}" if len(own) == 1 and low == high else f"from {low} ({worst}) to {high} ({best})"
+    return f" On hospitals' own test patients the model's {in_sentence(metric)} is {said}; a table below has each."
 
 
 def of_repeats(runs: Sequence[Run]) -> list[Block]:

@@ -23,12 +23,16 @@ def metrics_csv(runs: Sequence[Run]) -> str:
     writer = csv.writer(buffer)
     writer.writerow(HEADER)
     for run in runs:
-        head = (run.name, run.study_hash, str(run.synthetic).lower(), run.seed, run.repeat, run.engine)
+        head = (run.name, run.study_hash, _known(run.synthetic), run.seed, run.repeat, run.engine)
         for arm, trained, tested, label, metric, interval in _lines(run):
             names = map(cell_text, (arm, trained, tested, label, metric))
             numbers = ("" if x is None else repr(x) for x in (interval.value, interval.low, interval.high))
             writer.writerow([*map(cell_text, head), *names, *numbers])
     return buffer.getvalue()
+
+
+def _known(flag: bool | None) -> str:
+    return "" if flag is None else str(flag).lower()
 
 
 def _lines(run: Run) -> Iterator[tuple[str, str, str, str, str, Interval]]:

@@ -8,7 +8,7 @@ from common.html import Figure
 from server.report import charts
 from server.report.contrasts import ENDS, main_metric
 from server.report.results import Arm, Difference, Run, Scores
-from server.report.words import arm_name, in_sentence, level, listing, number, plural
+from server.report.words import arm_name, in_sentence, level, listing, number, plural, spoken
 
 FAINT_LIMIT = 10
 """More hospitals alone than this are not drawn one by one."""
@@ -49,7 +49,7 @@ def roc(run: Run, prefix: str) -> list[Figure]:
         lines = roc_lines(run, name)
         title = f"ROC: {name}"
         shown = "; ".join(
-            f"{arm_name(arm.name)} AUC {number(interval.value)}"
+            f"{arm_name(arm.name)} AUC {spoken(interval)}"
             for arm in run.arms.values()
             if (interval := arm.model.per_class.get(name, arm.model.test).get("auc")) is not None
         )
@@ -58,10 +58,18 @@ def roc(run: Run, prefix: str) -> list[Figure]:
             Figure(
                 charts.svg(charts.roc(lines, title), f"{prefix}roc-{index}"),
                 f"ROC curves for {name}. {shown}",
-                f"On everyone's test patients.{thin} The diagonal is guessing.",
+                f"On everyone's test patients.{thin} The diagonal is guessing.{_coarse(run, name)}",
             )
         )
     return drawn
+
+
+def _coarse(run: Run, name: str) -> str:
+    """That a curve is no more than near, where hospitals told scores in blocks of several patients."""
+    cells = [arm.model.per_class.get(name, arm.model.test).get("auc") for arm in run.arms.values()]
+    if not any(cell is not None and cell.hidden for cell in cells):
+        return ""
+    return " Drawn from blocks of scores, each as if all in it had the lowest: the true curve is somewhere near."
 
 
 def roc_classes(run: Run) -> list[str]:
@@ -88,7 +96,7 @@ def roc_lines(run: Run, name: str) -> list[charts.Line]:
 
 def _with_auc(arm: Arm, name: str) -> str:
     interval = arm.model.per_class.get(name, arm.model.test).get("auc")
-    value = f" (AUC {number(interval.value)})" if interval is not None and interval.value is not None else ""
+    value = f" (AUC {spoken(interval)})" if interval is not None and interval.known else ""
     return f"{arm_name(arm.name)}{value}"
 
 
@@ -150,11 +158,13 @@ def histories(run: Run) -> list[charts.History]:
 def partition(run: Run, names: Sequence[str], prefix: str) -> Figure:
     """Images of the named hospitals by class and split."""
     cut = len(names) < len(run.sites)
-    title = f"Images by class: the {ENDS} largest and {ENDS} smallest" if cut else "Images by class"
+    by_class = any(site.classes for site in run.sites.values())
+    title = f"Images{' by class' if by_class else ''}{f': the {ENDS} largest and {ENDS} smallest' if cut else ''}"
+    classes = run.classes if by_class else ()
     return Figure(
-        charts.svg(charts.partition({n: run.sites[n] for n in names}, run.classes, title), f"{prefix}partition"),
-        f"Stacked bars of the images of each class at {plural(len(names), 'hospital')}, by split; "
+        charts.svg(charts.partition({n: run.sites[n] for n in names}, classes, title), f"{prefix}partition"),
+        f"Bars of the images{' of each class' if by_class else ''} at {plural(len(names), 'hospital')}, by split; "
         "the table beside it has the numbers.",
-        "One group of bars per hospital: training, validation and test images, by class."
+        f"One group of bars per hospital: training, validation and test images{', by class' if by_class else ''}."
         + (" An image with several findings counts once for each." if run.task == "multilabel" else ""),
     )

@@ -16,6 +16,26 @@ class Interval:
     low: float | None = None
     high: float | None = None
 
+    @property
+    def hidden(self) -> bool:
+        """Whether small cells are hidden behind it: no more is known than the least and the most that it can be."""
+        return self.value is None and self.low is not None and self.high is not None
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a value, or bounds of it."""
+        return self.value is not None or self.hidden
+
+    @property
+    def least(self) -> float | None:
+        """The value, or the least that it can be."""
+        return self.low if self.hidden else self.value
+
+    @property
+    def most(self) -> float | None:
+        """The value, or the most that it can be."""
+        return self.high if self.hidden else self.value
+
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> Interval:
         """Raises :class:`TypeError` for what is no number."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from common.html import Cell, Column, Table
-from server.report.results import Heterogeneity, Run
+from server.answer_words import in_words
+from server.report.results import Heterogeneity, Run, Site
 from server.report.words import arm_name, count, duration, number, plural
 
 TEXT = False
@@ -23,7 +24,7 @@ def partition(run: Run, names: Sequence[str]) -> Table:
         rows.append(
             [
                 Cell(name),
-                *(Cell(count(site.images.get(split, 0)), small=_people(site.patients, split)) for split in splits),
+                *(_images(site, split) for split in splits),
                 *([Cell(site.origin or "—")] if origin else []),
                 *([Cell(site.device or "—")] if device else []),
             ]
@@ -38,6 +39,12 @@ def partition(run: Run, names: Sequence[str]) -> Table:
         ],
         rows,
     )
+
+
+def _images(site: Site, split: str) -> Cell:
+    if split not in site.images:
+        return Cell("—", title="none, or of too few patients to be told", tone="muted")
+    return Cell(count(site.images[split]), small=_people(site.patients, split))
 
 
 def _people(patients: Mapping[str, int], split: str) -> str:
@@ -103,11 +110,13 @@ def heterogeneity(found: Heterogeneity) -> Table:
 
 
 def phases(run: Run) -> Table:
-    rows = [[Cell(p.name), Cell(duration(p.wall_s)), Cell(duration(p.cpu_s))] for p in run.phases]
-    rows.append([Cell("Whole run"), Cell(duration(run.wall_s)), Cell(duration(run.cpu_s))])
-    return Table(
-        "Where the time went", [Column("Phase", numeric=TEXT), Column("Clock"), Column("Processor time")], rows
-    )
+    worked = [] if run.cpu_s is None else [Column("Processor time")]
+    timed = [(p.name, p.wall_s, p.cpu_s) for p in run.phases] + [("Whole run", run.wall_s, run.cpu_s)]
+    rows = [
+        [Cell(name), Cell(duration(wall_s)), *([] if cpu_s is None else [Cell(duration(cpu_s))])]
+        for name, wall_s, cpu_s in timed
+    ]
+    return Table("Where the time went", [Column("Phase", numeric=TEXT), Column("Clock"), *worked], rows)
 
 
 def refusals(run: Run) -> Table:
@@ -116,7 +125,12 @@ def refusals(run: Run) -> Table:
         "Replies that did not count",
         [Column("Hospital", numeric=TEXT), Column("Arm", numeric=TEXT), Column("Round"), Column("Why", numeric=TEXT)],
         [
-            [Cell(r.site), Cell(arm_name(r.arm)), Cell(str(r.round)), Cell(_brief(r.reason.removeprefix("refused: ")))]
+            [
+                Cell(r.site),
+                Cell(arm_name(r.arm)),
+                Cell(str(r.round)),
+                Cell(_brief(in_words(r.reason.removeprefix("refused: ")))),
+            ]
             for r in shown
         ],
         _more(len(run.refusals), len(shown)),

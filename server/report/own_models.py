@@ -39,12 +39,19 @@ def blocks(run: Run) -> list[Block]:
     if found is None:
         return []
     metric = main_metric(run)
+    compared = any(model.differences for model in found.sites.values())
     return [
-        _verdict(found, metric, run),
+        Statement(choices(found), tone="unsure") if run.at_hospitals else _verdict(found, metric, run),
         Paragraph(METHODS.get(found.method, found.method)),
-        _table(run, found, metric),
+        _table(run, found, metric) if compared else _measured(run, found, metric),
         Paragraph(_RULE, "muted"),
     ]
+
+
+def choices(found: OwnModels) -> str:
+    """What hospitals would run, in a sentence."""
+    own = sum(model.would_run != "global" for model in found.sites.values())
+    return f"{count(own)} of {plural(len(found.sites), 'hospital')} would run a model of their own."
 
 
 def gain(site: OwnModel, metric: str) -> Interval | None:
@@ -121,6 +128,36 @@ def _table(run: Run, found: OwnModels, metric: str) -> Table:
         rows,
         "Differences are paired by patient. “Better of the others” is judged on the test patients themselves, which "
         "makes it the harder rival.",
+    )
+
+
+def _measured(run: Run, found: OwnModels, metric: str) -> Table:
+    """Where nobody has every patient's scores: each hospital's models by themselves."""
+    shared, own = run.arms.get("federated"), f"{metric_name(metric)} on its own test patients"
+    names = list(found.sites)
+    rows = [
+        [
+            Cell(site),
+            Cell(count(run.sites[site].patients.get("test", 0)) if site in run.sites else "—"),
+            metric_cell(shared.own.get(site, {}).get(metric) if shared is not None else None, metric),
+            metric_cell(found.sites[site].test.get(metric), metric),
+            Cell(MODELS.get(found.sites[site].would_run, found.sites[site].would_run)),
+        ]
+        for site in (names if len(names) <= MANY_SITES else names[: 2 * ENDS])
+    ]
+    return Table(
+        f"Each hospital's models, by {in_sentence(metric)} with {level(run.confidence)} intervals",
+        [
+            Column("Hospital", numeric=False),
+            Column("Test patients"),
+            Column("Of all", own),
+            Column("Own", own),
+            Column("Would run", numeric=False),
+        ],
+        rows,
+        f"The first {2 * ENDS} of {count(len(names))} hospitals; metrics.csv has all."
+        if len(names) > MANY_SITES
+        else "",
     )
 
 

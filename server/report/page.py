@@ -24,6 +24,7 @@ from server.report import (
     robustness,
     secure,
     tables,
+    taking_part,
     verdict,
 )
 from server.report.results import ARMS, Difference, Run
@@ -35,6 +36,8 @@ from server.report.words import (
     plural,
     size,
 )
+
+_IMAGES = {True: "computer-made", False: "real images", None: "the hospitals' own images"}
 
 
 def one_run(run: Run) -> Page:
@@ -59,6 +62,13 @@ def banner(runs: Sequence[Run]) -> Banner:
             f"Source: {sources}. Computer-made images, no patient among them. The numbers show that the method runs; "
             "they say nothing about any disease.",
         )
+    if None in kinds and True not in kinds:
+        return Banner(
+            "real",
+            "Hospitals' own images",
+            f"Source: {sources}. The images never left the hospitals, whose word it is what they show. Research "
+            "result; not for use on patients.",
+        )
     if kinds == {False}:
         return Banner("real", "Real images", f"Source: {sources}. Research result; not for use on patients.")
     return Banner(
@@ -78,7 +88,8 @@ def sections_of(run: Run, drawn: bool = True, prefix: str = "") -> list[Section]
     """All sections of one run; ``prefix`` keeps the figures' ids apart on a page of several runs."""
     sections = [
         Section("answers", "Three questions", answers.blocks(run)),
-        Section("verdict", "Did federating pay off?", _verdict(run)),
+        Section("verdict", "The model in numbers" if run.at_hospitals else "Did federating pay off?", _verdict(run)),
+        Section("taking-part", "Who took part", taking_part.blocks(run)),
         Section("outlines", "How well does it outline?", outlines.blocks(run, drawn, prefix)),
         Section("hospitals", "Hospital by hospital", _hospitals(run)),
         Section("own-models", "What each hospital would run", own_models.blocks(run)),
@@ -107,11 +118,12 @@ def sections_of(run: Run, drawn: bool = True, prefix: str = "") -> list[Section]
 
 def _verdict(run: Run) -> list[Block]:
     metric = contrasts.main_metric(run)
-    blocks: list[Block] = [*verdict.statements(run), verdict.tiles(run)]
+    said = [] if run.at_hospitals else verdict.statements(run)
+    blocks: list[Block] = [*said, verdict.tiles(run)]
     if any(h.gain_everyone for h in contrasts.hospitals(run, metric)):
         blocks.append(tables.gains(run, metric))
-    blocks.append(Paragraph(verdict.explanation(metric), "muted"))
-    return blocks
+    meaning = verdict.explanation(metric, judged=not run.at_hospitals)
+    return [*blocks, *([Paragraph(meaning, "muted")] if meaning else [])]
 
 
 def _hospitals(run: Run) -> list[Block]:
@@ -208,6 +220,8 @@ def _confusion(run: Run) -> list[Block]:
 
 def _data(run: Run, drawn: bool, prefix: str) -> list[Block]:
     names = list(run.sites)
+    if not any(site.images for site in run.sites.values()):
+        return [Paragraph("How many images a hospital has, it keeps to itself in a study with differential privacy.")]
     if len(names) > contrasts.MANY_SITES:
         ranked = sorted(names, key=lambda name: sum(run.sites[name].images.values()), reverse=True)
         names = ranked[: contrasts.ENDS] + ranked[-contrasts.ENDS :]
@@ -272,7 +286,7 @@ def _cost(run: Run) -> list[Block]:
                         ("Per round", size(round(per_round))),
                         ("Per hospital and round", size(round(per_round / max(len(run.sites), 1)))),
                         ("Clock", duration(run.wall_s)),
-                        ("Processor time", duration(run.cpu_s)),
+                        *([] if run.cpu_s is None else [("Processor time", duration(run.cpu_s))]),
                     ]
                 ),
             ]
@@ -290,16 +304,22 @@ def _provenance(run: Run) -> list[Block]:
     facts = [
         ("Study", run.name),
         ("Study hash", run.study_hash),
-        ("Data", f"{run.source}; {'computer-made' if run.synthetic else 'real images'}"),
+        ("Data", f"{run.source}; {_IMAGES[run.synthetic]}"),
         ("Seed, repeat", f"{run.seed}, {run.repeat + 1}"),
-        ("Engine", f"{run.engine}, {plural(run.workers, 'worker')}, {plural(run.threads, 'thread')} each"),
-        ("Device", run.device),
+        *_machines(run),
         *([] if run.study.get("privacy") or run.study.get("central_privacy") else [("Differential privacy", "none")]),
         ("fedward", run.version),
         *([("Weights kept", kept)] if kept else []),
         *run.environment.items(),
     ]
     return [Facts(facts), Details("The study file", [Code(study_text(run))])]
+
+
+def _machines(run: Run) -> list[tuple[str, str]]:
+    if run.at_hospitals:
+        return [("Trained by", "the hospitals, each on its own machine and its own images")]
+    engine = f"{run.engine}, {plural(run.workers, 'worker')}, {plural(run.threads, 'thread')} each"
+    return [("Engine", engine), ("Device", run.device)]
 
 
 def study_text(run: Run) -> str:

@@ -101,10 +101,10 @@ def ranked(run: Run, pairs: Sequence[Compared], metric: str, caption: str) -> Ta
         rows.append(
             [
                 _name(pair),
-                Cell(number(found.first.value)),
-                Cell(number(found.second.value)),
+                Cell(_value(found.first)),
+                Cell(_value(found.second)),
                 _difference(found.difference),
-                Cell(bounds(boot, sign=True) if boot is not None else "—"),
+                *([Cell(bounds(boot, sign=True) if boot is not None else "—")] if drawn else []),
                 *_p_cells(found),
             ]
         )
@@ -115,7 +115,7 @@ def ranked(run: Run, pairs: Sequence[Compared], metric: str, caption: str) -> Ta
             Column("First"),
             Column("Second"),
             Column("Difference"),
-            Column("Bootstrap's interval"),
+            *([Column("Bootstrap's interval")] if drawn else []),
             *_p_columns(),
         ],
         rows,
@@ -178,6 +178,10 @@ def _by_class(run: Run, pair: Compared) -> Table:
 def _name(pair: Compared) -> Cell:
     where = "" if pair.on == "all" else f"at {pair.on}, "
     return Cell(f"{arm_name(pair.a)} − {arm_name(pair.b)}", small=f"{where}{count(pair.images)} images")
+
+
+def _value(known: Interval) -> str:
+    return bounds(known) if known.hidden else number(known.value)
 
 
 def _difference(known: Interval) -> Cell:

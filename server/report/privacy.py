@@ -76,4 +76,6 @@ def _limits(run: Run, privacy: Privacy) -> str:
         text += "Counts of validation and test patients are exact: no ε covers them. "
     else:
         text += "No count of validation or test patients has left a hospital, so nothing says how good the models are. "
+    if run.at_hospitals:
+        return text + "How many images a hospital has, and what of its budget it has spent, is known to it alone."
     return text + "The numbers of images on this page are known because the hospitals are virtual."

@@ -22,7 +22,8 @@ from server.report.promises import Central, Privacy, parse_central, parse_privac
 
 FORMAT = 1
 ARMS = ("federated", "local", "pooled")
-
+_AT_HOSPITALS = "federation"
+"""The engine of a run that hospitals played themselves."""
 
 Metrics = Mapping[str, Interval]
 
@@ -102,6 +103,8 @@ class Site:
     classes: Mapping[str, Mapping[str, int]]
     origin: str
     device: str
+    withheld: tuple[tuple[str, str], ...] = ()
+    """Of the test: ``(class, "with" or "without")`` that it left out, as of too few patients."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,8 @@ class Heterogeneity:
 class Phase:
     name: str
     wall_s: float
-    cpu_s: float
+    cpu_s: float | None
+    """``None`` where nobody can know: hospitals' machines are their own."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,8 @@ class Run:
     classes: tuple[str, ...]
     study: Mapping[str, Any]
     study_hash: str
-    synthetic: bool
+    synthetic: bool | None
+    """``None``: not known, as images never left the hospitals."""
     source: str
     seed: int
     repeat: int
@@ -178,7 +183,7 @@ class Run:
     rounds: int
     bytes_sent: int
     wall_s: float
-    cpu_s: float
+    cpu_s: float | None
     phases: tuple[Phase, ...]
     environment: Mapping[str, str]
     sites: Mapping[str, Site]
@@ -197,6 +202,27 @@ class Run:
     own_models: OwnModels | None = None
     """Hospitals' own models, where the run has them; not on everyone's patients, and so none of :attr:`arms`."""
     explained: Explained | None = None
+    absent: tuple[str, ...] = ()
+    """Hospitals that trained and are not in the test."""
+    declined: Mapping[str, str] = field(default_factory=dict)
+    """Hospitals of the federation that took no part: the code of each one's answer."""
+    unpaid: tuple[str, ...] = ()
+    """Hospitals whose privacy budgets ended the run before its last round."""
+
+    @property
+    def at_hospitals(self) -> bool:
+        """Whether hospitals played it themselves: no image was in one place, and nobody trained alone."""
+        return self.engine == _AT_HOSPITALS
+
+    @property
+    def suppressed(self) -> bool:
+        """Whether no count of validation or test patients may leave a hospital."""
+        return "suppressed" in (self.setting(by, "evaluation") for by in ("privacy", "central_privacy"))
+
+    @property
+    def least(self) -> int:
+        """Counts of fewer patients than this stay at a hospital."""
+        return int(self.setting("evaluation", "min_cell") or 1)
 
     @property
     def confidence(self) -> float:
@@ -245,7 +271,7 @@ def _run(raw: Mapping[str, Any]) -> Run:
         classes=tuple(str(name) for name in raw["classes"]),
         study=raw["study"],
         study_hash=str(raw["study_hash"]),
-        synthetic=_flag(raw["synthetic"]),
+        synthetic=None if raw["synthetic"] is None else _flag(raw["synthetic"]),
         source=str(raw["source"]),
         seed=int(raw["seed"]),
         repeat=int(raw.get("repeat") or 0),
@@ -256,8 +282,8 @@ def _run(raw: Mapping[str, Any]) -> Run:
         rounds=int(raw["rounds"]),
         bytes_sent=int(raw["bytes_sent"]),
         wall_s=float(raw["wall_s"]),
-        cpu_s=float(raw["cpu_s"]),
-        phases=tuple(Phase(str(p["name"]), float(p["wall_s"]), float(p["cpu_s"])) for p in raw.get("phases") or ()),
+        cpu_s=number_in(raw["cpu_s"]),
+        phases=tuple(Phase(str(p["name"]), float(p["wall_s"]), number_in(p["cpu_s"])) for p in raw.get("phases") or ()),
         environment={str(key): str(value) for key, value in (raw.get("environment") or {}).items()},
         sites={str(name): _site(value) for name, value in raw["sites"].items()},
         images_without_patient=int(raw.get("images_without_patient") or 0),
@@ -272,6 +298,9 @@ def _run(raw: Mapping[str, Any]) -> Run:
         comparisons=tuple(Compared.parse(item) for item in raw.get("comparisons") or ()),
         readers=Readers.parse(raw["readers"]) if raw.get("readers") else None,
         explained=Explained.parse(raw.get("explanations")),
+        absent=tuple(str(site) for site in raw.get("absent") or ()),
+        declined={str(site): str(answer) for site, answer in (raw.get("declined") or {}).items()},
+        unpaid=tuple(str(site) for site in raw.get("unpaid") or ()),
     )
 
 
@@ -321,6 +350,7 @@ def _site(raw: Mapping[str, Any]) -> Site:
         classes={str(split): _counts(value) for split, value in (raw.get("classes") or {}).items()},
         origin=str(raw.get("origin") or ""),
         device=str(raw.get("device") or ""),
+        withheld=tuple((str(name), str(sign)) for name, sign in raw.get("withheld") or ()),
     )
 
 
@@ -346,7 +376,7 @@ def _own_models(raw: Mapping[str, Any] | None) -> OwnModels | None:
     sites = {
         str(site): OwnModel(
             _metrics(value.get("test")),
-            str(value["would_run"]),
+            str(value["would_run"] if "would_run" in value else value["chosen"]),
             tuple(_difference({"on": site, **item}) for item in value.get("differences") or ()),
         )
         for site, value in raw["sites"].items()

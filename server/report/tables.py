@@ -37,14 +37,19 @@ def overall(run: Run) -> Table:
             for arm in run.arms.values()
         ]
         rows.append([Cell("Operating threshold"), *map(Cell, thresholds)])
+    notes = ["Intervals are clustered by patient. Thresholds were chosen on validation images only."]
+    if "local" in run.arms:
+        notes.append("“Each alone” is the mean over hospitals, each with a threshold of its own.")
+    if any(interval.hidden for arm in run.arms.values() for interval in arm.model.test.values()):
+        notes.append(
+            "Where small cells are hidden there is no value and no interval, but the least and the most that it can "
+            "be on these patients."
+        )
     return Table(
         f"Every arm on everyone's test patients, with {level(run.confidence)} intervals",
         [Column("Metric", numeric=TEXT), *(Column(arm_name(name)) for name in run.arms)],
         rows,
-        "Intervals are clustered by patient. Thresholds were chosen on validation images only. "
-        "“Each alone” is the mean over hospitals, each with a threshold of its own."
-        if "local" in run.arms
-        else "Intervals are clustered by patient. Thresholds were chosen on validation images only.",
+        " ".join(notes),
     )
 
 

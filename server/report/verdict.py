@@ -113,31 +113,34 @@ def tiles(run: Run) -> Tiles:
     for name, arm in run.arms.items():
         interval = arm.model.test.get(metric)
         if interval is not None:
-            remark = bounds(interval)
+            value, remark = number(interval.value), bounds(interval)
+            if interval.hidden:
+                value, remark = remark, "at least, and at most: small cells are hidden"
             remark = f"{remark}, mean over hospitals" if name == "local" and remark else remark
-            items.append((number(interval.value), f"{metric_name(metric)}, {arm_name(name).lower()}", remark))
+            items.append((value, f"{metric_name(metric)}, {arm_name(name).lower()}", remark))
     images = sum(sum(site.images.values()) for site in run.sites.values())
     patients = sum(sum(site.patients.values()) for site in run.sites.values())
-    items.append((count(len(run.sites)), "Hospitals", f"{count(images)} images of {plural(patients, 'patient')}"))
+    told = f"{count(images)} images of {plural(patients, 'patient')}"
+    if run.at_hospitals:  # which tell of patients only in the test
+        told = f"{count(images)} images" if images else "their images are not counted"
+    items.append((count(len(run.sites)), "Hospitals", told))
     strategy = run.setting("federation", "strategy", "name")
     items.append((count(run.rounds), "Rounds", ", ".join(filter(None, (strategy, run.setting("model", "name"))))))
     return Tiles(items)
 
 
-def explanation(metric: str) -> str:
-    """One sentence on the metric, for readers who do not live with it."""
-    if metric == "auc":
-        return (
-            "AUC is the chance that the model scores a random image with the finding above a random image without: "
-            "0.5 is guessing, 1 is perfect. “Better” and “worse” are said only where the whole interval lies on one "
-            "side of zero."
-        )
-    if metric == "dice":
-        return (
-            "Dice is how far the model's outline and the true one are the same: 0 is nothing in common, 1 is pixel for "
-            "pixel. “Better” and “worse” are said only where the whole interval lies on one side of zero."
-        )
-    return "“Better” and “worse” are said only where the whole interval lies on one side of zero."
+_MEANINGS = {
+    "auc": "AUC is the chance that the model scores a random image with the finding above a random image without: "
+    "0.5 is guessing, 1 is perfect.",
+    "dice": "Dice is how far the model's outline and the true one are the same: 0 is nothing in common, 1 is pixel for "
+    "pixel.",
+}
+_SAID = "“Better” and “worse” are said only where the whole interval lies on one side of zero."
+
+
+def explanation(metric: str, *, judged: bool = True) -> str:
+    """A sentence on the metric, for readers who do not live with it, and what makes a model better, where one is."""
+    return " ".join(filter(None, (_MEANINGS.get(metric, ""), _SAID if judged else "")))
 
 
 def _value(hospital: Hospital) -> float:

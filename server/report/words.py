@@ -48,6 +48,7 @@ _UNDEFINED = {
     "false_lesions": "undefined: there is no test image, or too few patients have false lesions",
     "f1": "undefined: no test image has the finding, or none was called positive",
 }
+HIDDEN = "small cells are hidden: the least and the most that it can be on these patients"
 _TONES: dict[Verdict, Tone] = {"better": "good", "worse": "bad", "cannot tell": "unsure"}
 _SIGNS: dict[Verdict, str] = {"better": "▲ better", "worse": "▼ worse", "cannot tell": "● cannot tell"}
 
@@ -127,10 +128,24 @@ def bounds(interval: Interval, *, sign: bool = False) -> str:
     return f"{show(interval.low)} to {show(interval.high)}"
 
 
+def spoken(interval: Interval, digits: int = 3) -> str:
+    """The value, or where small cells are hidden ``between 0.91 and 0.97``."""
+    if not interval.hidden:
+        return number(interval.value, digits)
+    if interval.low == interval.high:
+        return number(interval.low, digits)
+    return f"between {number(interval.low, digits)} and {number(interval.high, digits)}"
+
+
 def metric_cell(interval: Interval | None, metric: str, *, sign: bool = False, tone: Tone = "") -> Cell:
     """Value with its interval below; where undefined a dash that says why."""
     if interval is None:
         return Cell("—", title="not measured in this run", tone="muted")
+    if interval.hidden:
+        show = signed if sign else number
+        same = interval.low == interval.high  # then it is known, and only how sure it is is not
+        between = show(interval.low) if same else bounds(interval, sign=sign)
+        return Cell(between, small="small cells hidden", title=HIDDEN, tone=tone)
     if interval.value is None:
         return Cell("—", title=_UNDEFINED.get(metric, "undefined on these patients"), tone="muted")
     value = signed(interval.value) if sign else number(interval.value)

@@ -109,7 +109,7 @@ def _json(found: Found) -> dict[str, Any]:
             name: {
                 "study_hash": runs[0].study_hash,
                 "synthetic": runs[0].synthetic,
-                "cpu_s": sum(r.cpu_s for r in runs),
+                "cpu_s": sum(r.cpu_s or 0.0 for r in runs),
             }
             for name, runs in found.results.items()
         },

@@ -242,7 +242,7 @@ def _runs(found: Found) -> list[Block]:
                 Cell(count(len(first.sites))),
                 Cell(listing(arm_name(arm).lower() for arm in first.arms)),
                 Cell(count(first.rounds)),
-                Cell(duration(sum(run.cpu_s for run in runs))),
+                Cell(duration(sum(run.cpu_s or 0.0 for run in runs))),
             ]
         )
         studies.append(Details(f"The study of {name}: {first.study_hash[:16]}", [Code(study_text(first))]))

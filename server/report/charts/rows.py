@@ -87,6 +87,8 @@ def partition(sites: Mapping[str, Site], classes: Sequence[str], title: str) -> 
     step = 0.84 / max(len(known), 1)
     for row, site in enumerate(sites.values()):
         for place, split in enumerate(known):
+            if split not in site.images:
+                continue
             y, left = row + (place - (len(known) - 1) / 2) * step, 0
             for index, name in enumerate(classes):
                 amount = site.classes.get(split, {}).get(name, 0)
