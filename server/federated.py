@@ -80,9 +80,13 @@ def trained_by(history: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _site(site: str, asked: Asked, tested: Tested, study: Study) -> dict[str, Any]:
-    """One site's part, as it told it: images by split, test patients, and which classes it withheld of the test."""
+    """One site's part, as it told it: images by split, test patients, and which classes it withheld of the test.
+
+    Test images are those that were tested, whatever a site has.
+    """
     told = {} if study.counts_kept else asked.images.get(site, {})
-    found: dict[str, Any] = {"images": {split: count for split, count in told.items() if count}, "patients": {}}
+    images = {split: count for split, count in told.items() if count and split != "test"}
+    found: dict[str, Any] = {"images": images, "patients": {}}
     summary = tested.sites.get(site)
     if summary is not None:
         found["images"]["test"] = summary.images

@@ -54,7 +54,7 @@ def whom(run: Run, kept: tuple[str, Scores] | None) -> Statement:
         few = f"Of no group by {attributes} are there enough test patients to tell."
         return Statement(few, missed, "unsure", WHOM)
     text = f"By {attributes}, no group was found for which it works worse."
-    detail = _may_be(least_excluded(found), run.confidence)
+    detail = _may_be(least_excluded(found), run.confidence, run.least)
     gaps = [one for one in differing if one.metric == GAP]
     if gaps:
         detail += (
@@ -73,13 +73,13 @@ def _words(one: Found, confidence: float) -> str:
     )
 
 
-def _may_be(found: Found | None, confidence: float) -> str:
+def _may_be(found: Found | None, confidence: float, least: int) -> str:
     if found is None or found.apart.span.low is None or found.apart.span.low >= 0.0:
         return ""
     return (
         f"That is no proof that it works alike for all: for {group_name(found.attribute, found.group.value)} its "
         f"sensitivity may be lower than for all others by up to {number(-found.apart.span.low, 2)} "
-        f"({level(confidence)} interval)."
+        f"({level(confidence)} interval{', with small cells hidden' if least > 1 else ''})."
     )
 
 
@@ -191,7 +191,9 @@ def _whom_of(runs: Sequence[Run]) -> Statement:
     attributes = listing(ATTRIBUTES.get(name, name) for name in measured[0].by)
     bounds_ = [one for found in measured if (one := least_excluded(found)) is not None]
     lowest = min(bounds_, key=lambda one: one.apart.span.low or 0.0, default=None)
-    detail = f"All repeats are tested on the same patients. {_may_be(lowest, runs[0].confidence)}".strip()
+    detail = (
+        f"All repeats are tested on the same patients. {_may_be(lowest, runs[0].confidence, runs[0].least)}".strip()
+    )
     if not worse:
         return Statement(
             f"By {attributes}, no group was found for which it works worse, in none of {of}.",

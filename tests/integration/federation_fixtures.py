@@ -45,11 +45,14 @@ from pathlib import Path
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 from server.coordinate import Running
 from server.provision import Coordinator
+from server.reporting import write_pages
 stop = threading.Event()
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda *_: stop.set())
 coordinator = Coordinator.open(Path(sys.argv[1]))
-Running(coordinator, tick_s=0.1, patience_s=float(sys.argv[2]), pause_s=0.3).run(stop=stop, resume="resume" in sys.argv)
+report = {"report": write_pages} if "report" in sys.argv else {}  # a page takes a second
+running = Running(coordinator, tick_s=0.1, patience_s=float(sys.argv[2]), pause_s=0.3, **report)
+running.run(stop=stop, resume="resume" in sys.argv)
 """
 AGENT = """
 import logging, signal, sys, threading, time
@@ -82,8 +85,8 @@ def fill(home: Home, images: int, seed: int) -> None:
             if number % 2:
                 pixels[8:18, 8:18] += 90
             split = ("train", "train", "train", "val", "test")[number // 2 % 5]
-            label = "pneumonia" if number % 2 else "normal"
-            records.append(Record(pixels, pseudonyms.patient(f"{seed}/{number}"), {"label": (label,)}, split))
+            labels = {"label": ("pneumonia" if number % 2 else "normal",), "sex": ("FM"[number // 10 % 2],)}
+            records.append(Record(pixels, pseudonyms.patient(f"{seed}/{number}"), labels, split))
         vault.add(records)
         home.witness.note(vault)
         home.seal(vault)

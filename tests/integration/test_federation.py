@@ -31,6 +31,7 @@ SURVEYED = (
     STUDY.replace("size: 24", "size: 24, normalise: federated")
     .replace("batch_size: 8", "batch_size: 8, class_weighting: federated")
     .replace("rounds: 4", "rounds: 4, compression: int8")
+    .replace("min_cell: 10", "min_cell: 10, subgroups: [sex, site]")
 )
 
 
@@ -47,7 +48,7 @@ def weights_of(run: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 def test_a_study_waits_for_people_trains_and_gives_the_simulations_numbers(three: Federation, tmp_path: Path) -> None:
-    three.up()
+    three.up("report")
     for alias in SITES:
         three.agent(alias)
     name = three.launch(SURVEYED, survey_only=True)
@@ -76,11 +77,27 @@ def test_a_study_waits_for_people_trains_and_gives_the_simulations_numbers(three
         train(Link(grid, EventLog()), study, dict(zip(SITES, grid.get_node_ids(), strict=True)), simulated, tmp_path)
     results = [json.loads((path / "results.json").read_text()) for path in (three.run(name), simulated)]
     assert results[0]["arms"]["federated"]["test"] == results[1]["arms"]["federated"]["test"]
+    groups = [result["arms"]["federated"]["subgroups"] for result in results]
+    assert groups[0] == groups[1]
     models = [sorted(path.glob("*.safetensors"))[0].read_bytes() for path in (three.run(name), simulated)]
     assert models[0] == models[1], "other weights than in simulation"
     cards = [json.loads((path / "model.json").read_text()) for path in (three.run(name), simulated)]
     assert cards[0] == cards[1]
     assert cards[0]["basis"]["mean"]
+    # Its page, from what the sites let go: of women and men each has six positives in its test, and tells of neither.
+    assert {site["value"]: site["patients"] for site in groups[0]["by"]["site"]["values"]} == dict.fromkeys(SITES, 20)
+    assert groups[0]["by"]["sex"] == {"values": [], "suppressed": 3}
+    images = {"train": 72, "val": 24, "test": 24}
+    own = {"images": images, "patients": {"test": 24}, "withheld": []}
+    assert results[0]["sites"] == dict.fromkeys(SITES, own)
+    page = three.run(name) / "report.html"
+    written = page.read_text()
+    for words in ("no hospital trained a model alone", "Suppressed: at 3 hospitals", "Federation trial", "closer than"):
+        assert words.lower() in written.lower(), words
+    page.unlink()
+    again = CliRunner().invoke(app, ["coordinator", "report", name, "--dir", str(three.folder / "coordinator")])
+    assert again.output == f"{page}\n"
+    assert page.read_text() == written
     # At the end each site has the signed model, once, and what it had kept for the run is erased.
     everywhere = dict.fromkeys(SITES, "delivered")
     wait_for(lambda: three.delivered(name) == everywhere, "the model at every site", three)
@@ -133,6 +150,7 @@ def test_kills_change_no_number(three: Federation, tmp_path: Path) -> None:
     assert sorted(set(rounds)) == [1, 2, 3, 4]
     results = [json.loads((path / "results.json").read_text()) for path in (three.run(name), before)]
     assert results[0]["arms"]["federated"]["test"] == results[1]["arms"]["federated"]["test"]
+    assert results[0]["sites"] == results[1]["sites"], "what sites answered at first is forgotten by a resumed run"
     study = Study.parse(text).hash
     for alias in SITES:
         entries = [entry.facts for entry in three.home(alias).audit.entries() if entry.event == "reply"]
@@ -175,6 +193,13 @@ def test_a_site_that_refuses_withdraws_or_is_revoked(three: Federation) -> None:
     last = [event for event in three.events(name) if event["event"] == "round"][-1]
     assert last["sites"]["west"]["status"] == "declined: study-withdrawn"
     assert last["sites"]["east"]["status"] == "ok"
+    result = json.loads((three.run(name) / "results.json").read_text())
+    assert result["absent"] == ["west"]
+    assert {site: "test" in told["images"] for site, told in result["sites"].items()} == {
+        "east": True,
+        "north": True,
+        "west": False,
+    }
     wait_for(lambda: len(three.delivered(name)) == 3, "all to be settled", three)
     assert three.delivered(name) == {"east": "delivered", "north": "delivered", "west": "withdrawn"}
     # Revoked: shut out while everything runs.
