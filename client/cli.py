@@ -413,7 +413,7 @@ def restore(source: Path, directory: Path, *, key: str | None) -> None:
 
 def doctor(site: Path, *, as_json: bool) -> None:
     from client.doctor import examine
-    from common.examined import tell
+    from common.doctor import tell
 
     memory.protect()
     tell(examine(site, passphrase=ask_passphrase), "the site", as_json=as_json)

@@ -13,8 +13,8 @@ from client.vault import database
 from client.vault.keys import probe
 from common.alerts import EXPIRES_DAYS
 from common.clock import Clock, now
+from common.doctor import LEAST_DISK, Finding, behind, disk, failed, files, looked, memory, versions
 from common.errors import FedwardError
-from common.examined import LEAST_DISK, Finding, behind, disk, failed, files, looked, memory, versions
 
 if TYPE_CHECKING:
     from client.federation import Membership

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError, WithJsonSchema, field_va
 
 from common import findings, strict_yaml
 from common.errors import StudyError
-from common.frozen import FrozenDict
+from common.frozen_dict import FrozenDict
 from common.study_central import CentralPrivacySpec, check_central
 from common.study_compare import check_compared
 from common.study_data import DataSpec, FoldSpec, PhantomSpec

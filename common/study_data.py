@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from common.frozen import FrozenDict
+from common.frozen_dict import FrozenDict
 from common.study_fields import Fraction, Labels, Part, Positive
 
 MOST_FOLDS = 20

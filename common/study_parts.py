@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from common.frozen import FrozenDict
+from common.frozen_dict import FrozenDict
 from common.study_compare import MOST_READERS, Other, Reader
 from common.study_examined import AgeBands, Columns, Robustness
 from common.study_fields import Fraction, NonNegative, Parameters, Part, Positive

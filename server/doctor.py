@@ -10,8 +10,8 @@ from pathlib import Path
 
 from common.alerts import EXPIRES_DAYS
 from common.clock import Clock, now
+from common.doctor import LEAST_DISK, Finding, behind, disk, failed, files, looked, memory, versions
 from common.errors import FedwardError, Unhealthy
-from common.examined import LEAST_DISK, Finding, behind, disk, failed, files, looked, memory, versions
 from common.identity import Address, covers, read_file
 from common.webhook import Webhook
 from server.desk import all_runs, is_at_work

@@ -57,7 +57,7 @@ def health(directory: Path) -> None:
 
 
 def doctor(directory: Path, *, as_json: bool) -> None:
-    from common.examined import tell
+    from common.doctor import tell
     from server.doctor import examine
 
     tell(examine(directory), "the coordinator", as_json=as_json)

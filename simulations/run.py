@@ -34,7 +34,7 @@ from simulations.datasets import Source
 from simulations.engine import InProcessGrid, run_on_ray
 from simulations.environment import Stopwatch
 from simulations.own_models import personalised_json
-from simulations.runfolder import Folder, disk_trouble, fresh, require_space, site_log
+from simulations.runfolder import Folder, disk_trouble, fresh, require_space, site_log, taken_up
 from simulations.sites import POOLED, Machine, Prepared, prepare_sites, roster_of
 from simulations.spending import add_spending, check
 
@@ -83,8 +83,7 @@ class Run:
     def resume(cls, out: Path, stopwatch: Stopwatch, **changes: Any) -> Run:
         """Open a run that was interrupted. Only how it runs (workers, engine) may change, never what it computes."""
         folder = Folder(out)
-        try:
-            saved = json.loads(folder.manifest.read_text(encoding="utf-8"))
+        with taken_up(folder.manifest, "run") as saved:
             if saved["format"] != FORMAT:
                 raise RunError(
                     f"{folder.manifest} has format {saved['format']}, this fedward reads {FORMAT}; start the run anew"
@@ -92,13 +91,6 @@ class Run:
             study = Study.parse(saved["study"], str(folder.manifest))
             plan = Plan(**{**saved["plan"], **changes})
             prepared = Prepared(**saved["prepared"])
-        except OSError as error:
-            why = "it has no run.json" if isinstance(error, FileNotFoundError) else error.strerror
-            raise RunError(
-                f"{out} is not a run that can be resumed: {why}; name the run's folder, or start it anew"
-            ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{folder.manifest} is damaged ({type(error).__name__}); start the run anew") from None
         return cls(folder, study, plan, prepared, stopwatch)
 
     def _save(self) -> None:

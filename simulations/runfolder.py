@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import logging
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.errors import Interrupted, RunError
 
@@ -21,6 +22,23 @@ if TYPE_CHECKING:
 
 SEARCH = "search.json"
 """In a folder that is no run's but a search's or a cross-validation's (``simulations.search``)."""
+
+
+@contextlib.contextmanager
+def taken_up(manifest: Path, what: str) -> Iterator[dict[str, Any]]:
+    """What a ``what`` ("run", "search") was begun with, for the block to make it from again.
+
+    Raises :class:`RunError` where there is none, and where the block cannot be made from it.
+    """
+    try:
+        yield json.loads(manifest.read_text(encoding="utf-8"))
+    except OSError as error:
+        why = f"it has no {manifest.name}" if isinstance(error, FileNotFoundError) else error.strerror
+        raise RunError(
+            f"{manifest.parent} is not a {what} that can be resumed: {why}; name the {what}'s folder, or start it anew"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{manifest} is damaged ({type(error).__name__}); start the {what} anew") from None
 
 
 @dataclass(frozen=True)

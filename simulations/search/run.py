@@ -16,7 +16,7 @@ from server.events import EventLog, JsonLines, Sink
 from simulations import environment
 from simulations.datasets import Source
 from simulations.environment import Stopwatch
-from simulations.runfolder import SEARCH, Folder, disk_trouble, fresh, require_space
+from simulations.runfolder import SEARCH, Folder, disk_trouble, fresh, require_space, taken_up
 from simulations.search.fit import Job, Outcome
 from simulations.search.lanes import Lanes
 from simulations.search.proposals import LAG, Proposer
@@ -110,21 +110,13 @@ class Search:
     def resume(cls, out: Path, stopwatch: Stopwatch, **changes: Any) -> Search:
         """Open a search that was interrupted. Only the number of workers may change."""
         store = Store(out)
-        try:
-            saved = json.loads(store.manifest.read_text(encoding="utf-8"))
+        with taken_up(store.manifest, "search") as saved:
             if saved["format"] != FORMAT:
                 raise RunError(f"{store.manifest} is of another version of fedward; start the search anew")
             study = Study.parse(saved["study"], str(store.manifest))
             spec = SearchSpec.parse(saved["spec"], str(store.manifest))
             plan = Plan(**{**saved["plan"], **changes})
             prepared = Prepared(**saved["prepared"])
-        except OSError as error:
-            why = f"it has no {SEARCH}" if isinstance(error, FileNotFoundError) else error.strerror
-            raise RunError(
-                f"{out} is not a search that can be resumed: {why}; name the search's folder, or start it anew"
-            ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{store.manifest} is damaged ({type(error).__name__}); start the search anew") from None
         return cls(store, study, spec, plan, prepared, stopwatch)
 
     def _save(self) -> None:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from common import strict_yaml
 from common import study as study_module
 from common.errors import StudyError
-from common.frozen import FrozenDict
+from common.frozen_dict import FrozenDict
 from common.study import MODELS, SEGMENTERS, STRATEGIES, DataSpec, Study, schema
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
