@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+from unittest.mock import Mock
 
 import pytest
 
 from client.explain_cli import _table
 from common.csv_text import cell_text
 from simulations.predict.cli import _tell
-from simulations.predict.worklist import Case, Unreadable, Worklist, rows
+from simulations.predict.worklist import Case, Unreadable, Urgency, Worklist, rows
 
 NAME = '=HYPERLINK("http://192.0.2.1/")'
 
@@ -44,7 +45,9 @@ def test_a_strangers_file_name_breaks_neither_json_nor_terminal(capsys: pytest.C
         assert "\x1b" not in json.dumps(row, ensure_ascii=False).encode().decode()
         assert "\ufffd" in row["case"]
     about = {"cases": 1, "images": 1, "study": "x", "trained_on_synthetic": False, "calibrated": True, "device": "cpu"}
-    _tell(found, about | {"threads": 1, "reading_ms_per_case": 1.0, "model_ms_per_case": 1.0}, None)
+    about |= {"whose": "the coordinator's", "verified": True}
+    about |= {"threads": 1, "reading_ms_per_case": 1.0, "model_ms_per_case": 1.0}
+    _tell(found, Mock(spec=Urgency, thresholds={"pneumonia": 0.5}), about, None)
     told = capsys.readouterr().err
     (line,) = [line for line in told.splitlines() if line.startswith("not scored")]
     assert "rank 1.png: the file is empty" in line and "\x1b" not in told

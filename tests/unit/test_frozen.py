@@ -163,20 +163,19 @@ def test_private_gradients_of_what_is_left_are_those_of_a_loop() -> None:
 
 def test_a_site_that_sends_what_is_frozen_is_refused() -> None:
     from common.protocol import TrainReply
-    from server.rounds import Arm
+    from server.fits import Fits
     from tests.unit import federation as fed
 
     made = fed.study(**{"model.weights": "w", "model.frozen": ["features"]})
     model = build(made, 1)
-    arm = Arm.__new__(Arm)
-    arm.study, arm._trainable = made, trainable_names(model)
-    sent = state_of(model)
-    arm._changing = {name: sent[name] for name in changing_names(model)}
-    arm.work = type("Named", (), {"task": lambda self, round_: fed.protocol.Task(made, round=round_)})()  # type: ignore
-    changed = {name: sent[name] + 1 for name in arm._changing}
-    whole = arm._plain(1, sent, TrainReply("site-1", 1, changed, 3, 0.5, 1.0))
+    fits, sent = Fits.__new__(Fits), state_of(model)
+    fits._study, fits._trainable = made, trainable_names(model)
+    fits._changing = {name: sent[name] for name in changing_names(model)}
+    fits._work = type("Named", (), {"task": lambda self, round_: fed.protocol.Task(made, round=round_)})()  # type: ignore
+    changed = {name: sent[name] + 1 for name in fits._changing}
+    whole = fits._plain(1, sent, TrainReply("site-1", 1, changed, 3, 0.5, 1.0))
     assert whole is not None
     assert set(whole.weights) == set(sent)
     assert whole.weights["features.conv1.weight"] is sent["features.conv1.weight"]
     with pytest.raises(ReplyRefused, match=r"hold features\.conv1\.weight, which the study freezes"):
-        arm._plain(1, sent, TrainReply("site-1", 1, sent, 3, 0.5, 1.0))
+        fits._plain(1, sent, TrainReply("site-1", 1, sent, 3, 0.5, 1.0))
