@@ -60,7 +60,7 @@ AGENT = [
     Point("pushing", "agent", "client.fleet:Connection.call", "after", only="push-object"),
     *_around("evaluating", "agent", "client.app:evaluate"),
     Point("testing", "agent", "client.app:moments"),
-    *_around("taking the model", "agent", "client.delivery:_keep"),
+    *_around("taking the model", "agent", "client.delivery:keep"),
 ]
 COORDINATOR = [
     *_around("waiting for approval", "coordinator", "server.coordinate:admit", rounds=0),
@@ -69,9 +69,9 @@ COORDINATOR = [
     *_around("sending", "coordinator", "server.flower_private:SuperLink.send"),
     *_around("receiving", "coordinator", "server.flower_private:SuperLink.take"),
     Point("receiving", "coordinator", "server.flower_private:SuperLink.answered", "after"),
-    *_around("aggregating", "coordinator", "server.rounds:Arm._accept"),
-    Point("aggregating", "coordinator", "server.rounds:Arm._accept", "after", call=2),
-    Point("aggregating", "coordinator", "server.rounds:Arm._require_quorum"),
+    *_around("aggregating", "coordinator", "server.fits:Fits._accept"),
+    Point("aggregating", "coordinator", "server.fits:Fits._accept", "after", call=2),
+    Point("aggregating", "coordinator", "server.fits:require_quorum"),
     *_around("evaluating", "coordinator", "server.rounds:Arm._evaluate"),
     *_around("checkpointing", "coordinator", "server.rounds:save_progress"),
     *_around("checkpointing", "coordinator", "os:replace", only="checkpoint.safetensors"),

@@ -36,7 +36,7 @@ PHASES = {
     "in the middle of pushing": Point("pushing", "agent", "client.flower_private:push_objects", hold=True),
     "evaluating": Point("evaluating", "agent", "client.app:evaluate", hold=True),
     "testing": Point("testing", "agent", "client.app:moments", hold=True),
-    "aggregating": Point("aggregating", "coordinator", "server.rounds:Arm._accept", hold=True),
+    "aggregating": Point("aggregating", "coordinator", "server.fits:Fits._accept", hold=True),
     "checkpointing": Point("checkpointing", "coordinator", "server.rounds:save_progress", hold=True),
 }
 
