@@ -1,4 +1,4 @@
-"""Where the crash tests strike still exists: a function that moved would leave every process of theirs dead at birth."""
+"""Where the crash tests strike still exists: a function that moved would leave each process of theirs dead at birth."""
 
 from __future__ import annotations
 
